@@ -1,0 +1,103 @@
+package messages
+
+import (
+	"fmt"
+	"strings"
+
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+
+	fulmarv1 "fulmar/messages/fulmar/v1"
+)
+
+// maxDepth bounds how deep a JSON request may nest.
+const maxDepth = 100
+
+// NewRequest makes the empty request of a kind.
+func NewRequest(kind fulmarv1.Kind) proto.Message {
+	switch kind {
+	case fulmarv1.Kind_KIND_DEPLOY:
+		return &fulmarv1.DeployRequest{}
+	case fulmarv1.Kind_KIND_PROMOTE:
+		return &fulmarv1.PromoteRequest{}
+	case fulmarv1.Kind_KIND_ROLLBACK:
+		return &fulmarv1.RollbackRequest{}
+	case fulmarv1.Kind_KIND_RETIRE:
+		return &fulmarv1.RetireRequest{}
+	case fulmarv1.Kind_KIND_RENEW:
+		return &fulmarv1.RenewRequest{}
+	case fulmarv1.Kind_KIND_DISCARD:
+		return &fulmarv1.DiscardRequest{}
+	}
+	return nil
+}
+
+// DecodeRequest reads the body of a request: JSON if its first byte is '{', else protobuf; an empty body is an empty
+// request. Unknown fields are refused by name. The error is a [Refusal].
+func DecodeRequest(kind fulmarv1.Kind, body []byte) (proto.Message, error) {
+	m := NewRequest(kind)
+	if m == nil {
+		return nil, Refuse(fulmarv1.ReasonCode_REASON_CODE_INVALID, "unknown kind of request %d", kind)
+	}
+	if err := decode(body, m); err != nil {
+		return nil, Refuse(fulmarv1.ReasonCode_REASON_CODE_INVALID, "%s request: %w", KindName(kind), err)
+	}
+	return m, nil
+}
+
+func decode(body []byte, m proto.Message) error {
+	if len(body) > 0 && body[0] == '{' {
+		if err := (protojson.UnmarshalOptions{RecursionLimit: maxDepth}).Unmarshal(body, m); err != nil {
+			return plain(err)
+		}
+		return nil
+	}
+	if err := proto.Unmarshal(body, m); err != nil {
+		return fmt.Errorf("neither JSON nor protobuf: %w", plain(err))
+	}
+	return unknown(m.ProtoReflect())
+}
+
+// plain takes the prefix off a protobuf error; the library varies the space in it on purpose.
+func plain(err error) error {
+	s := strings.ReplaceAll(err.Error(), "\u00a0", " ")
+	return fmt.Errorf("%s", strings.TrimSpace(strings.TrimPrefix(strings.TrimSpace(s), "proto:")))
+}
+
+// unknown finds a field that the message does not have, at any depth.
+func unknown(m protoreflect.Message) error {
+	if len(m.GetUnknown()) > 0 {
+		number, _, _ := protowire.ConsumeTag(m.GetUnknown())
+		return fmt.Errorf("unknown field number %d of %s", number, m.Descriptor().Name())
+	}
+	var err error
+	m.Range(func(f protoreflect.FieldDescriptor, v protoreflect.Value) bool {
+		if f.Message() == nil {
+			return true
+		}
+		if f.IsList() {
+			for i := range v.List().Len() {
+				if err = unknown(v.List().Get(i).Message()); err != nil {
+					return false
+				}
+			}
+			return true
+		}
+		err = unknown(v.Message())
+		return err == nil
+	})
+	return err
+}
+
+// IfNewest gives the generation that a request means, if it names one.
+func IfNewest(request proto.Message) (uint64, bool) {
+	m := request.ProtoReflect()
+	f := m.Descriptor().Fields().ByName("if_newest")
+	if f == nil || !m.Has(f) {
+		return 0, false
+	}
+	return m.Get(f).Uint(), true
+}
+
