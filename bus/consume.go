@@ -1,0 +1,198 @@
+package bus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+const (
+	ackWait     = 2 * time.Second        // a message whose worker died is delivered again after it
+	progress    = 500 * time.Millisecond // how often a worker that lives says so
+	parallel    = 64                     // messages in hand at once; those of one stack go one after another
+	maxPending  = 10000                  // more than the drains and retries that may wait
+	grace       = 5 * time.Second        // for handlers to finish when the service stops
+	maxDelay    = 5 * time.Second
+	firstDelay  = 10 * time.Millisecond
+	reopenDelay = time.Second
+)
+
+// RetryDelay is the time before delivery n+1 of a message whose delivery n ended in an error: 10 ms, doubled each
+// time, at most 5 s. A bus that was killed forgets the count; then it begins anew.
+func RetryDelay(n uint64) time.Duration {
+	if n == 0 || n > 10 {
+		n = min(max(n, 1), 10)
+	}
+	return min(firstDelay<<(n-1), maxDelay)
+}
+
+// later is an error that asks for another delivery after a time, without having failed.
+type later struct{ after time.Duration }
+
+func (l later) Error() string { return fmt.Sprintf("not yet, again in %s", l.after) }
+
+// Later makes the error with which a handler asks to be called again after a time: its condition does not hold yet.
+func Later(after time.Duration) error { return later{after} }
+
+// consumer is what a durable consumer reads and how.
+type consumer struct {
+	stream  string
+	name    string
+	filters []string
+	pending int // at most this many unacknowledged at once; 0: the default
+	lane    func(jetstream.Msg) string
+	handle  func(context.Context, jetstream.Msg) error
+}
+
+// consume delivers messages to handle until ctx ends: those of one lane one after another, different lanes in
+// parallel. It settles each by what handle gives back.
+func (b *Bus) consume(ctx context.Context, c consumer) error {
+	for {
+		err := b.consumeOnce(ctx, c)
+		if ctx.Err() != nil {
+			return nil
+		}
+		b.Log.Warn("consumer was opened again", "consumer", c.name, "err", err)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(reopenDelay):
+		}
+	}
+}
+
+func (b *Bus) consumeOnce(ctx context.Context, c consumer) error {
+	if c.pending == 0 {
+		c.pending = maxPending
+	}
+	cons, err := b.JS.CreateOrUpdateConsumer(ctx, c.stream, jetstream.ConsumerConfig{
+		Durable: c.name, FilterSubjects: c.filters, AckPolicy: jetstream.AckExplicitPolicy, AckWait: ackWait,
+		MaxAckPending: c.pending, MaxDeliver: -1,
+	})
+	if err != nil {
+		return fmt.Errorf("open consumer %s: %w", c.name, err)
+	}
+	messages, err := cons.Messages(jetstream.PullMaxMessages(min(parallel, c.pending)))
+	if err != nil {
+		return fmt.Errorf("open consumer %s: %w", c.name, err)
+	}
+	stop := context.AfterFunc(ctx, messages.Drain)
+	defer stop()
+	defer messages.Stop()
+
+	work, cancel := context.WithCancel(context.WithoutCancel(ctx)) // handlers outlive ctx by the grace
+	defer cancel()
+	defer context.AfterFunc(ctx, func() { time.AfterFunc(grace, cancel) })()
+	l := newLanes()
+	defer l.wait()
+	for {
+		msg, err := messages.Next()
+		switch {
+		case errors.Is(err, jetstream.ErrMsgIteratorClosed):
+			return nil
+		case errors.Is(err, jetstream.ErrNoHeartbeat):
+			continue
+		case err != nil:
+			return fmt.Errorf("next message of %s: %w", c.name, err)
+		case ctx.Err() != nil:
+			_ = msg.Nak() // handed back; if even that is lost it comes again after ackWait
+			continue
+		}
+		l.run(c.lane(msg), func(turn <-chan struct{}) { b.deliver(work, c, msg, turn) })
+	}
+}
+
+// deliver waits for the message's turn, handles it and settles it, and meanwhile reports progress.
+func (b *Bus) deliver(ctx context.Context, c consumer, msg jetstream.Msg, turn <-chan struct{}) {
+	begin := time.Now()
+	done := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		t := time.NewTicker(progress)
+		defer t.Stop()
+		for {
+			select {
+			case <-done:
+				return
+			case <-t.C:
+				_ = msg.InProgress() // a lost one costs a second delivery, which does no harm
+			}
+		}
+	})
+	<-turn
+	err := c.handle(ctx, msg)
+	close(done)
+	wg.Wait()
+	if serr := b.settle(ctx, c, msg, err); serr != nil {
+		b.Log.Warn("settling was lost", "consumer", c.name, "subject", msg.Subject(), "err", serr)
+	}
+	b.metrics.seconds.WithLabelValues(c.name).Observe(time.Since(begin).Seconds())
+}
+
+// settle is the only place that acknowledges.
+func (b *Bus) settle(ctx context.Context, c consumer, msg jetstream.Msg, err error) error {
+	var l later
+	switch {
+	case err == nil:
+		b.metrics.handled.WithLabelValues(c.name, "done").Inc()
+		return msg.Ack()
+	case ctx.Err() != nil: // the service stops: whoever is next may begin at once
+		return msg.Nak()
+	case errors.As(err, &l):
+		b.metrics.handled.WithLabelValues(c.name, "later").Inc()
+		return msg.NakWithDelay(l.after)
+	}
+	meta, merr := msg.Metadata()
+	if merr != nil {
+		return merr
+	}
+	b.metrics.handled.WithLabelValues(c.name, "retried").Inc()
+	delay := RetryDelay(meta.NumDelivered)
+	b.Log.Warn("event was delayed", "consumer", c.name, "subject", msg.Subject(), "stream_seq", meta.Sequence.Stream,
+		"attempt", meta.NumDelivered, "delay", delay, "err", err)
+	return msg.NakWithDelay(delay)
+}
+
+// lanes runs the work of one lane one after another, and different lanes in parallel.
+type lanes struct {
+	slots chan struct{}
+	wg    sync.WaitGroup
+
+	mu    sync.Mutex
+	tails map[string]chan struct{}
+}
+
+func newLanes() *lanes {
+	return &lanes{slots: make(chan struct{}, parallel), tails: map[string]chan struct{}{}}
+}
+
+// run starts f, which does its work once turn is closed. It blocks while all slots are taken.
+func (l *lanes) run(lane string, f func(turn <-chan struct{})) {
+	l.slots <- struct{}{}
+	l.mu.Lock()
+	var turn <-chan struct{} = l.tails[lane]
+	mine := make(chan struct{})
+	l.tails[lane] = mine
+	l.mu.Unlock()
+	if turn == nil {
+		free := make(chan struct{})
+		close(free)
+		turn = free
+	}
+	l.wg.Go(func() {
+		f(turn)
+		l.mu.Lock()
+		if l.tails[lane] == mine {
+			delete(l.tails, lane)
+		}
+		l.mu.Unlock()
+		close(mine)
+		<-l.slots
+	})
+}
+
+func (l *lanes) wait() { l.wg.Wait() }

@@ -1,0 +1,104 @@
+package bus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"fulmar/messages"
+	fulmarv1 "fulmar/messages/fulmar/v1"
+)
+
+const (
+	requestAge = 90 * 24 * time.Hour // requests are kept for people to read; nothing rests on them
+	eventBytes = 1 << 30             // the system's log; the records, not the log, say what should be
+)
+
+// declare makes the streams, buckets and the store that are not there. An existing one is left as its owner set it.
+func (b *Bus) declare(ctx context.Context) error {
+	var err error
+	if b.Heads, err = declareBucket[*fulmarv1.Head](ctx, b.JS, messages.HeadBucket, "One record a stack: the only lock and the only root."); err != nil {
+		return err
+	}
+	if b.Leases, err = declareBucket[*fulmarv1.Lease](ctx, b.JS, messages.LeaseBucket, "Addresses that are held or rest."); err != nil {
+		return err
+	}
+	if b.Networks, err = declareBucket[*fulmarv1.Network](ctx, b.JS, messages.NetworkBucket, "Networks that give addresses."); err != nil {
+		return err
+	}
+	if b.Hosts, err = declareBucket[*fulmarv1.Host](ctx, b.JS, messages.HostBucket, "What each host runs, as its vmm saw it last."); err != nil {
+		return err
+	}
+	b.Images, err = b.JS.ObjectStore(ctx, messages.ImageStore)
+	if errors.Is(err, jetstream.ErrBucketNotFound) {
+		b.Images, err = b.JS.CreateObjectStore(ctx, jetstream.ObjectStoreConfig{Bucket: messages.ImageStore, Description: "Images, named by SHA-256."})
+		if errors.Is(err, jetstream.ErrBucketExists) {
+			b.Images, err = b.JS.ObjectStore(ctx, messages.ImageStore)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("declare store %s: %w", messages.ImageStore, err)
+	}
+	return b.declareStreams(ctx)
+}
+
+func (b *Bus) declareStreams(ctx context.Context) error {
+	var err error
+	b.events, err = b.declareStream(ctx, func() (jetstream.StreamConfig, error) {
+		return jetstream.StreamConfig{
+			Name: messages.EventStream, Description: "Every step of every deployment, and observations.",
+			Subjects: messages.EventSubjects(), Storage: jetstream.FileStorage, Discard: jetstream.DiscardOld,
+			MaxBytes: eventBytes, AllowDirect: true,
+		}, nil
+	}, messages.EventStream)
+	if err != nil {
+		return err
+	}
+	_, err = b.declareStream(ctx, func() (jetstream.StreamConfig, error) {
+		newest, err := b.newest(ctx)
+		return jetstream.StreamConfig{
+			Name: messages.RequestStream, Description: "Requests; the sequence of one is its deployment's generation.",
+			Subjects: messages.RequestSubjects(), Storage: jetstream.FileStorage, MaxAge: requestAge,
+			FirstSeq: newest + 1, AllowDirect: true,
+		}, err
+	}, messages.RequestStream)
+	return err
+}
+
+// declareStream gives a stream, and makes it if it is not there.
+func (b *Bus) declareStream(ctx context.Context, config func() (jetstream.StreamConfig, error), name string) (jetstream.Stream, error) {
+	s, err := b.JS.Stream(ctx, name)
+	if !errors.Is(err, jetstream.ErrStreamNotFound) {
+		return s, wrapDeclare(name, err)
+	}
+	c, err := config()
+	if err != nil {
+		return nil, wrapDeclare(name, err)
+	}
+	s, err = b.JS.CreateStream(ctx, c)
+	if errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) {
+		s, err = b.JS.Stream(ctx, name)
+	}
+	return s, wrapDeclare(name, err)
+}
+
+func wrapDeclare(name string, err error) error {
+	if err != nil {
+		return fmt.Errorf("declare stream %s: %w", name, err)
+	}
+	return nil
+}
+
+// newest is the greatest generation that any head knows: a request stream that was lost goes on above it, because a
+// generation is never used twice.
+func (b *Bus) newest(ctx context.Context) (uint64, error) {
+	heads, err := b.Heads.All(ctx)
+	var newest uint64
+	for _, h := range heads {
+		newest = max(newest, h.GetNewest())
+	}
+	return newest, err
+}
