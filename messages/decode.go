@@ -100,4 +100,3 @@ func IfNewest(request proto.Message) (uint64, bool) {
 	}
 	return m.Get(f).Uint(), true
 }
-
