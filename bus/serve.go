@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"strings"
 	"syscall"
 	"time"
 
@@ -119,4 +120,14 @@ func addHTTP(g *run.Group, addr string, nc *nats.Conn, reg *prometheus.Registry)
 		}
 		return nil
 	})
+}
+
+// HostName is the short name of this machine, in lower case: the default for the host of a service.
+func HostName() string {
+	name, err := os.Hostname()
+	if err != nil {
+		return "localhost"
+	}
+	short, _, _ := strings.Cut(name, ".")
+	return strings.ToLower(short)
 }

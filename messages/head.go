@@ -33,9 +33,9 @@ var ErrLate = errors.New("the deadline of the deployment is past")
 // ErrEarly reports that a transition is not yet due.
 var ErrEarly = errors.New("not yet due")
 
-// Accept enters a deployment as underway. Its generation must be greater than every one before; a generation that
+// Accept enters a deployment of a stack as underway. Its generation must be greater than every one before; a generation that
 // stands in the head already was entered before, and one that is neither is [ErrGone].
-func Accept(h *fulmarv1.Head, d *fulmarv1.HeadDeployment) (*fulmarv1.Head, error) {
+func Accept(h *fulmarv1.Head, stack string, d *fulmarv1.HeadDeployment) (*fulmarv1.Head, error) {
 	if Find(h, d.GetGeneration()) != nil {
 		return h, nil
 	}
@@ -43,7 +43,7 @@ func Accept(h *fulmarv1.Head, d *fulmarv1.HeadDeployment) (*fulmarv1.Head, error
 		return nil, ErrGone
 	}
 	n := clone(h)
-	n.Newest = d.GetGeneration()
+	n.Stack, n.Newest = stack, d.GetGeneration()
 	entry := proto.CloneOf(d)
 	entry.State = underway
 	n.Deployments = append(n.Deployments, entry)
