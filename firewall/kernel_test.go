@@ -1,0 +1,305 @@
+package firewall
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"go.uber.org/goleak"
+
+	"fulmar/firewall/nstest"
+)
+
+func TestMain(m *testing.M) {
+	nstest.Enter()
+	goleak.VerifyTestMain(m)
+}
+
+// freshKernel gives the firewall of the test's namespace, empty before and after.
+func freshKernel(t *testing.T) *Kernel {
+	t.Helper()
+	nstest.NeedRoot(t)
+	k, err := NewKernel()
+	if err != nil {
+		t.Fatal(err)
+	}
+	flushAll(t)
+	t.Cleanup(func() { flushAll(t) })
+	return k
+}
+
+// flushAll empties the firewall as a person would.
+func flushAll(t *testing.T) {
+	t.Helper()
+	for _, table := range []string{tableRaw, tableMangle, tableFilter, tableNAT} {
+		for _, flag := range []string{"-F", "-X"} {
+			run(t, "iptables", "-t", table, flag)
+		}
+	}
+}
+
+func run(t *testing.T, program string, args ...string) string {
+	t.Helper()
+	out, err := exec.Command(program, args...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s %s: %v: %s", program, strings.Join(args, " "), err, out)
+	}
+	return string(out)
+}
+
+// apply makes the kernel have what is wanted, and checks that it then does.
+func apply(t *testing.T, k *Kernel, want Want) Plan {
+	t.Helper()
+	plan := planFor(t, k, want)
+	if err := k.Restore(t.Context(), plan.Install); err != nil {
+		t.Fatalf("%v\n%s", err, plan.Install)
+	}
+	if err := k.Hook(append(plan.Missing, plan.Late...)...); err != nil {
+		t.Fatal(err)
+	}
+	if err := k.Restore(t.Context(), plan.Remove); err != nil {
+		t.Fatalf("%v\n%s", err, plan.Remove)
+	}
+	if again := planFor(t, k, want); again.Changes() || again.Remove != "" || len(again.Late) > 0 {
+		t.Fatalf("the kernel does not have what was installed:\n%s\n%s%v", cmp.Diff(Plan{}, again), again.Install, again.Remove)
+	}
+	return plan
+}
+
+func planFor(t *testing.T, k *Kernel, want Want) Plan {
+	t.Helper()
+	have, err := k.Read(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want.Gone == nil {
+		want.Gone = func(string, uint64) bool { return false }
+	}
+	return NewPlan(want, have)
+}
+
+func someWant() Want {
+	return Want{
+		Networks: []Network{{"br-b", netip.MustParsePrefix("10.78.0.0/24")}, {"br-a", netip.MustParsePrefix("10.77.0.0/16")}},
+		Live:     []Publication{manyPorts("web", 43, "10.77.0.3", 40), manyPorts("dns", 7, "10.78.0.2", 1)},
+		Draining: []Publication{manyPorts("web", 42, "10.77.0.2", 40)},
+	}
+}
+
+// manyPorts publishes n TCP and n UDP ports.
+func manyPorts(stack string, generation uint64, address string, n int) Publication {
+	p := Publication{Stack: stack, Generation: generation}
+	for i := range n {
+		for _, protocol := range []string{"udp", "tcp"} {
+			p.Ports = append(p.Ports, Port{protocol, uint16(8000 + i), netip.MustParseAddr(address), uint16(80 + i)})
+		}
+	}
+	return p
+}
+
+func TestTheKernelPrintsWhatWasRendered(t *testing.T) {
+	k := freshKernel(t)
+	plan := apply(t, k, someWant())
+	if len(plan.Switched) != 2 || len(plan.Missing) != len(hooks()) {
+		t.Errorf("switched %v, hooked %v", plan.Switched, plan.Missing)
+	}
+	if got, err := Redirected(); err != nil || !cmp.Equal(got, map[uint64]bool{43: true, 7: true}) {
+		t.Errorf("redirected %v, %v", got, err)
+	}
+}
+
+func TestASwitchAndItsRemovalsLeaveWhatAPlanWouldMake(t *testing.T) {
+	k := freshKernel(t)
+	want := someWant()
+	apply(t, k, want)
+	web43, web44 := want.Live[0], manyPorts("web", 44, "10.77.0.4", 17)
+
+	if err := k.Restore(t.Context(), Publish(web44)); err != nil {
+		t.Fatal(err)
+	}
+	rules := strings.Split(run(t, "iptables", "-t", "nat", "-S", chainMain), "\n")
+	if !strings.HasSuffix(rules[1], "-j FULMAR-44") {
+		t.Errorf("the new generation is not first: %q", rules)
+	}
+	want.Live[0], want.Draining = web44, append(want.Draining, web43)
+	plan := planFor(t, k, want)
+	if plan.Changes() {
+		t.Errorf("after the switch there is still something missing:\n%s", plan.Install)
+	}
+	if err := k.Restore(t.Context(), Remove([]Publication{web43}, nil)); err != nil {
+		t.Fatal(err)
+	}
+	if plan := planFor(t, k, want); plan.Changes() || plan.Remove != "" {
+		t.Errorf("after the removal of the old redirect:\n%s%s", plan.Install, plan.Remove)
+	}
+
+	gone := want.Draining
+	want.Draining = nil
+	want.Gone = func(stack string, generation uint64) bool { return stack == "web" && generation < 44 }
+	plan = planFor(t, k, want)
+	if diff := cmp.Diff([]netip.Addr{netip.MustParseAddr("10.77.0.2"), netip.MustParseAddr("10.77.0.3")}, plan.Ended, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
+		t.Errorf("ended addresses (-want +got):\n%s", diff)
+	}
+	if err := k.Restore(t.Context(), Remove(nil, gone)); err != nil {
+		t.Fatal(err)
+	}
+	if plan := planFor(t, k, want); plan.Changes() || plan.Remove != "" || len(plan.Ended) > 0 {
+		t.Errorf("after the removal of the guards:\n%s%s", plan.Install, plan.Remove)
+	}
+}
+
+func TestWhateverOthersDoIsSetRight(t *testing.T) {
+	harm := map[string][]string{
+		"every table flushed":            {"-F", "-t nat -F", "-t raw -F", "-t mangle -F", "-X", "-t nat -X", "-t raw -X", "-t mangle -X"},
+		"the redirects flushed":          {"-t nat -F FULMAR"},
+		"a translation deleted":          {"-t nat -D FULMAR-7 1"},
+		"a translation added":            {"-t nat -A FULMAR-7 -p tcp --dport 1 -j DNAT --to-destination 10.0.0.1"},
+		"a rule before ours":             {"-I FORWARD -j DROP"},
+		"a hook deleted":                 {"-D INPUT -j FULMAR-IN"},
+		"a base rule deleted":            {"-D FULMAR 3"},
+		"a guard deleted":                {"-D FULMAR-GEN 1"},
+		"a rule of another in our chain": {"-t nat -I FULMAR -j RETURN"},
+		"a rule of ours doubled":         {"-t mangle -A FULMAR -p tcp -m multiport --dports 8000 -m comment --comment dns-7 -j DROP"},
+		"an empty chain of nobody":       {"-t nat -N FULMAR-5"},
+	}
+	for name, commands := range harm {
+		t.Run(name, func(t *testing.T) {
+			k := freshKernel(t)
+			apply(t, k, someWant())
+			for _, command := range commands {
+				run(t, "iptables", strings.Fields(command)...)
+			}
+			if plan := planFor(t, k, someWant()); !plan.Changes() && plan.Remove == "" && len(plan.Late) == 0 {
+				t.Fatal("not seen")
+			}
+			apply(t, k, someWant())
+		})
+	}
+}
+
+func TestRulesThatNoRecordExplainsStay(t *testing.T) {
+	k := freshKernel(t)
+	apply(t, k, someWant())
+	want := someWant()
+	want.Live, want.Draining = want.Live[1:], nil
+	want.Gone = func(_ string, generation uint64) bool { return generation == 42 }
+	plan := planFor(t, k, want)
+	if diff := cmp.Diff([]string{"web-43"}, plan.Unexplained); diff != "" {
+		t.Errorf("unexplained (-want +got):\n%s", diff)
+	}
+	if err := k.Restore(t.Context(), plan.Remove); err != nil {
+		t.Fatal(err)
+	}
+	if got := run(t, "iptables-save"); strings.Contains(got, "web-42") || !strings.Contains(got, "web-43") {
+		t.Errorf("what is left:\n%s", got)
+	}
+}
+
+func TestWatchTellsWhoChangedSomething(t *testing.T) {
+	k := freshKernel(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	listening, pids, done := make(chan struct{}), make(chan int, 100), make(chan error)
+	go func() { done <- Watch(ctx, func() { close(listening) }, func(pid int) { pids <- pid }) }()
+	<-listening
+	if err := k.Restore(ctx, "*nat\n:FULMAR - [0:0]\nCOMMIT\n"); err != nil {
+		t.Fatal(err)
+	}
+	if pid := next(t, pids); !k.Own(pid) {
+		t.Errorf("our own change was by process %d, not one of ours", pid)
+	}
+	cmd := exec.Command("iptables", "-t", "nat", "-A", "FULMAR", "-j", "RETURN")
+	if err := cmd.Run(); err != nil {
+		t.Fatal(err)
+	}
+	if pid := next(t, pids); pid != cmd.Process.Pid || k.Own(pid) {
+		t.Errorf("another's change was by process %d, want %d", pid, cmd.Process.Pid)
+	}
+	if _, err := k.Read(ctx); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case pid := <-pids:
+		t.Errorf("reading was a change by %d", pid)
+	default:
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Errorf("ended with %v", err)
+	}
+}
+
+func next(t *testing.T, pids <-chan int) int {
+	t.Helper()
+	select {
+	case pid := <-pids:
+		return pid
+	case <-time.After(5 * time.Second):
+		t.Fatal("no change was told")
+		return 0
+	}
+}
+
+func TestTune(t *testing.T) {
+	nstest.NeedRoot(t)
+	nstest.Bridge(t, "br-tune", netip.MustParsePrefix("10.77.0.1/24"))
+	n := Network{"br-tune", netip.MustParsePrefix("10.77.0.0/24")}
+	if err := Tune(n.Sysctls()); err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range n.Sysctls() {
+		if got, err := os.ReadFile("/proc/sys/" + path); err != nil || strings.TrimSpace(string(got)) != want {
+			t.Errorf("%s is %q, %v", path, got, err)
+		}
+	}
+	if err := Tune(Network{"br-none", n.Prefix}.Sysctls()); err == nil || !strings.Contains(err.Error(), "br-none/route_localnet") {
+		t.Errorf("a bridge that is not there: %v", err)
+	}
+}
+
+func TestARefusedChangeSaysWhy(t *testing.T) {
+	k := freshKernel(t)
+	err := k.Restore(t.Context(), "*nat\n-A NOWHERE -j RETURN\nCOMMIT\n")
+	if err == nil || !strings.Contains(err.Error(), "iptables-restore") || !strings.Contains(err.Error(), "line") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func BenchmarkPublish(b *testing.B) {
+	nstest.NeedRoot(b)
+	k, err := NewKernel()
+	if err != nil {
+		b.Fatal(err)
+	}
+	for _, n := range []int{10, 1000} {
+		b.Run(fmt.Sprintf("beside %d stacks", n), func(b *testing.B) {
+			want := Want{Gone: func(string, uint64) bool { return true }}
+			for i := range n {
+				want.Live = append(want.Live, Publication{"other", uint64(i + 1), []Port{{"tcp", uint16(i + 1), netip.MustParseAddr("10.77.0.2"), 80}}})
+			}
+			have, err := k.Read(b.Context())
+			if err != nil {
+				b.Fatal(err)
+			}
+			plan := NewPlan(want, have)
+			if err := k.Restore(b.Context(), plan.Install+plan.Remove); err != nil {
+				b.Fatal(err)
+			}
+			pubs := []Publication{}
+			for i := 0; b.Loop(); i++ {
+				pubs = append(pubs, Publication{"web", uint64(100000 + i), []Port{{"tcp", 60000, netip.MustParseAddr("10.77.0.3"), 80}, {"udp", 60000, netip.MustParseAddr("10.77.0.3"), 80}}})
+				if err := k.Restore(b.Context(), Publish(pubs[i])); err != nil {
+					b.Fatal(err)
+				}
+			}
+			if err := k.Restore(b.Context(), Remove(pubs, pubs)); err != nil {
+				b.Fatal(err)
+			}
+		})
+	}
+}

@@ -1,0 +1,80 @@
+package firewall
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"net/netip"
+	"strings"
+)
+
+// Ruleset is what the kernel has, as far as it matters here: by table, the rules of our own chains and of the built-in
+// chains that have hooks, in their order.
+type Ruleset map[string]map[string][]string
+
+// Parse reads what iptables-save prints.
+func Parse(r io.Reader) (Ruleset, error) {
+	all, table := Ruleset{}, ""
+	hooked := map[[2]string]bool{}
+	for _, h := range hooks() {
+		hooked[[2]string{h.Table, h.Chain}] = true
+	}
+	lines := bufio.NewScanner(r)
+	lines.Buffer(nil, 1<<20)
+	for lines.Scan() {
+		text := lines.Text()
+		switch {
+		case text == "" || text[0] == '#' || text == "COMMIT":
+		case text[0] == '*':
+			table = text[1:]
+			all[table] = map[string][]string{}
+		case text[0] == ':':
+			chain, _, _ := strings.Cut(text[1:], " ")
+			if table != "" && (ours(chain) || hooked[[2]string{table, chain}]) {
+				all[table][chain] = nil
+			}
+		case strings.HasPrefix(text, "-A "):
+			chain, rule, _ := strings.Cut(text[3:], " ")
+			if _, kept := all[table][chain]; kept {
+				all[table][chain] = append(all[table][chain], rule)
+			}
+		default:
+			return nil, fmt.Errorf("read the rules: %q is no line of iptables-save", text)
+		}
+	}
+	if err := lines.Err(); err != nil {
+		return nil, fmt.Errorf("read the rules: %w", err)
+	}
+	return all, nil
+}
+
+// ours reports whether a chain is ours: one that stands, or one of a generation.
+func ours(chain string) bool {
+	switch chain {
+	case chainMain, chainInput, chainGuard, chainPost:
+		return true
+	}
+	_, generation := generationOf(chain)
+	return generation
+}
+
+// word gives what follows an option in a rule. Our own rules have no quoted words.
+func word(rule, option string) string {
+	_, rest, found := strings.Cut(" "+rule, " "+option+" ")
+	if !found {
+		return ""
+	}
+	rest, _, _ = strings.Cut(rest, " ")
+	return rest
+}
+
+// owner tells which deployment a rule of a shared chain leads to.
+func owner(rule string) (stack string, generation uint64, ok bool) {
+	return parseTag(word(rule, "--comment"))
+}
+
+// guarded gives the address that a rule of the guards' shared chain is for.
+func guarded(rule string) (netip.Addr, bool) {
+	prefix, err := netip.ParsePrefix(word(rule, "-s"))
+	return prefix.Addr(), err == nil
+}
