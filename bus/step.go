@@ -156,7 +156,7 @@ type Request struct {
 }
 
 // RunRequests gives requests, one at a time and in their order, to handle, which gives the first event of the
-// deployment: accepted or rejected. A refusal rejects it.
+// deployment: accepted or rejected; nil when there is nothing to say. A refusal rejects it.
 func (b *Bus) RunRequests(ctx context.Context, name string, handle func(context.Context, Request) (*fulmarv1.Event, error)) error {
 	return b.consume(ctx, consumer{
 		stream: messages.RequestStream, name: name, filters: messages.RequestSubjects(), pending: 1,
@@ -192,7 +192,7 @@ func (b *Bus) request(ctx context.Context, name string, handle func(context.Cont
 			Deployment: &fulmarv1.Deployment{Stack: stack, Generation: r.Generation, Kind: kind},
 		}, nil
 	}
-	if err != nil {
+	if err != nil || e == nil {
 		return err
 	}
 	return b.succeed(ctx, e, messages.Verb(e.GetVerb()), 0)

@@ -1,0 +1,167 @@
+package builder
+
+import (
+	"slices"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"fulmar/bus"
+	"fulmar/messages"
+	fulmarv1 "fulmar/messages/fulmar/v1"
+)
+
+// world is what a decision about a request may look at.
+type world struct {
+	networks map[string]*fulmarv1.Network
+	heads    []*fulmarv1.Head
+	now      time.Time
+	fetch    time.Duration // allowed for images that come from elsewhere
+}
+
+// enter decides about a request: it gives the deployment to enter into the head, or a refusal. A request that the head
+// holds already is given as it was entered; one that has been through is [messages.ErrGone].
+func enter(h *fulmarv1.Head, r bus.Request, w world) (*fulmarv1.HeadDeployment, error) {
+	if d := messages.Find(h, r.Generation); d != nil {
+		return d, nil
+	}
+	if r.Generation <= h.GetNewest() {
+		return nil, messages.ErrGone
+	}
+	if err := messages.CheckName("stack", r.Stack); err != nil {
+		return nil, messages.Refuse(fulmarv1.ReasonCode_REASON_CODE_INVALID, "%w", err)
+	}
+	m, err := messages.DecodeRequest(r.Kind, r.Body)
+	if err != nil {
+		return nil, err
+	}
+	if want, ok := messages.IfNewest(m); ok && want != h.GetNewest() {
+		return nil, messages.Refuse(fulmarv1.ReasonCode_REASON_CODE_CONFLICT, "the request means stack %s at generation %d, but its newest is %d", r.Stack, want, h.GetNewest())
+	}
+	d, err := content(h, r, m, w)
+	if err != nil {
+		return nil, err
+	}
+	network, ok := w.networks[d.GetContent().GetNetwork()]
+	if !ok {
+		return nil, messages.Refuse(fulmarv1.ReasonCode_REASON_CODE_NOT_FOUND, "network %q does not exist", d.GetContent().GetNetwork())
+	}
+	d.Generation, d.Host = r.Generation, network.GetHost()
+	return d, place(h, r.Stack, d, w)
+}
+
+// place refuses a deployment on another host than what is there, and one whose ports another stack holds.
+func place(h *fulmarv1.Head, stack string, d *fulmarv1.HeadDeployment, w world) error {
+	for _, other := range h.GetDeployments() {
+		if len(other.GetContent().GetUnits()) > 0 && other.GetState() != fulmarv1.State_STATE_CONDEMNED && other.GetHost() != d.GetHost() {
+			return messages.Refuse(fulmarv1.ReasonCode_REASON_CODE_CONFLICT, "network %s is on host %s, but stack %s is on host %s: retire it first",
+				d.GetContent().GetNetwork(), d.GetHost(), stack, other.GetHost())
+		}
+	}
+	return messages.CheckPorts(w.heads, stack, d.GetHost(), d.GetContent())
+}
+
+// content gives what a request deploys: only this differs from one kind of request to another.
+func content(h *fulmarv1.Head, r bus.Request, m proto.Message, w world) (*fulmarv1.HeadDeployment, error) {
+	d := &fulmarv1.HeadDeployment{Deadline: timestamppb.New(w.now.Add(messages.DefaultDeadline))}
+	live := messages.InState(h, fulmarv1.State_STATE_LIVE)
+	staged := messages.InState(h, fulmarv1.State_STATE_STAGED)
+	nothing := func(what string) error {
+		return messages.Refuse(fulmarv1.ReasonCode_REASON_CODE_NOT_FOUND, "stack %s has nothing %s", r.Stack, what)
+	}
+	switch r.Kind {
+	case fulmarv1.Kind_KIND_DEPLOY:
+		return deploy(h, r, m.(*fulmarv1.DeployRequest), w)
+	case fulmarv1.Kind_KIND_PROMOTE:
+		if staged == nil {
+			return nil, nothing("staged to promote")
+		}
+		d.Content = staged.GetContent()
+	case fulmarv1.Kind_KIND_ROLLBACK:
+		if h.GetPrevious() == nil {
+			return nil, nothing("to roll back to: nothing was replaced yet")
+		}
+		d.Content = h.GetPrevious()
+	case fulmarv1.Kind_KIND_RETIRE:
+		return d, retire(h, d, nothing)
+	case fulmarv1.Kind_KIND_RENEW:
+		if len(live.GetContent().GetUnits()) == 0 {
+			return nil, nothing("live to renew")
+		}
+		d.Content = live.GetContent()
+	case fulmarv1.Kind_KIND_DISCARD:
+		if staged == nil {
+			return nil, nothing("staged to discard")
+		}
+		d.Content = &fulmarv1.Content{Network: staged.GetContent().GetNetwork(), Drain: staged.GetContent().GetDrain()}
+		if live != nil {
+			d.Content = live.GetContent()
+		}
+	}
+	d.Content = proto.CloneOf(d.GetContent())
+	return d, nil
+}
+
+// deploy gives new content.
+func deploy(h *fulmarv1.Head, r bus.Request, m *fulmarv1.DeployRequest, w world) (*fulmarv1.HeadDeployment, error) {
+	n, err := messages.Normalize(r.Stack, m)
+	if err != nil {
+		return nil, err
+	}
+	if n.GetNetwork() == "" {
+		if n.Network, err = network(h, w); err != nil {
+			return nil, err
+		}
+	}
+	limit := n.GetDeadline().AsDuration()
+	for _, u := range n.GetUnits() {
+		if u.GetImage().GetUrl() != "" {
+			limit += w.fetch
+		}
+	}
+	return &fulmarv1.HeadDeployment{
+		Deadline: timestamppb.New(w.now.Add(limit)), Staged: n.GetStaged(),
+		Content: &fulmarv1.Content{Units: n.GetUnits(), Network: n.GetNetwork(), Drain: n.GetDrain()},
+	}, nil
+}
+
+// network gives the network of a request that names none: that of the stack, or the only one.
+func network(h *fulmarv1.Head, w world) (string, error) {
+	if d := newest(h); d != nil {
+		return d.GetContent().GetNetwork(), nil
+	}
+	var names []string
+	for name := range w.networks {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	switch len(names) {
+	case 0:
+		return "", messages.Refuse(fulmarv1.ReasonCode_REASON_CODE_NOT_FOUND, "there is no network: add one with fulmar network add")
+	case 1:
+		return names[0], nil
+	}
+	return "", messages.Refuse(fulmarv1.ReasonCode_REASON_CODE_INVALID, "the request names no network and there are several: %q", names)
+}
+
+// retire gives the content of no units. Whatever of the stack is there or on its way, down to an empty live content, is
+// replaced by it.
+func retire(h *fulmarv1.Head, d *fulmarv1.HeadDeployment, nothing func(string) error) error {
+	last := newest(h)
+	for _, other := range h.GetDeployments() {
+		if len(other.GetContent().GetUnits()) > 0 && other.GetState() <= fulmarv1.State_STATE_LIVE {
+			d.Content = &fulmarv1.Content{Network: last.GetContent().GetNetwork(), Drain: last.GetContent().GetDrain()}
+			return nil
+		}
+	}
+	return nothing("to retire")
+}
+
+// newest gives the newest deployment of a head, or nil.
+func newest(h *fulmarv1.Head) *fulmarv1.HeadDeployment {
+	if n := len(h.GetDeployments()); n > 0 {
+		return h.GetDeployments()[n-1]
+	}
+	return nil
+}

@@ -1,0 +1,123 @@
+// Package builder is the first of the services: it hears requests, in their order, and says accepted or rejected; it
+// hears accepted, gets the image of every unit into the object store, and says built. Images are its only state, and
+// they are named by what they are.
+//
+// The invariant it guards: a deployment enters its head once, above every generation before it, and leaves the builder
+// with every image pinned by digest, runnable on its host and fitting what was asked for.
+package builder
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"fulmar/bus"
+	"fulmar/messages"
+	fulmarv1 "fulmar/messages/fulmar/v1"
+)
+
+// Config is what a builder is told.
+type Config struct {
+	FileRoot string        // images from files lie below it; empty: there are none
+	MaxImage int64         // bytes of an image at most
+	Fetch    time.Duration // for an image that comes from a URL at most
+}
+
+// Service is a builder.
+type Service struct {
+	bus      *bus.Bus
+	config   Config
+	networks *bus.View[*fulmarv1.Network]
+	heads    *bus.View[*fulmarv1.Head]
+	hosts    *bus.View[*fulmarv1.Host]
+	images   *images
+	now      func() time.Time
+}
+
+// New makes a builder.
+func New(b *bus.Bus, c Config) *Service {
+	return &Service{
+		bus: b, config: c, networks: b.Networks.View(), heads: b.Heads.View(), hosts: b.Hosts.View(),
+		images: newImages(b.Images, c), now: time.Now,
+	}
+}
+
+// Run serves until ctx ends, which is no error.
+func (s *Service) Run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return s.networks.Run(ctx) })
+	g.Go(func() error { return s.heads.Run(ctx) })
+	g.Go(func() error { return s.hosts.Run(ctx) })
+	g.Go(func() error { return s.bus.RunRequests(ctx, "builder-accept", s.accept) })
+	g.Go(func() error {
+		return s.bus.Run(ctx, bus.Step{Name: "builder-build", Hears: []messages.Verb{messages.Accepted}, Handle: s.build})
+	})
+	return g.Wait()
+}
+
+// accept enters a request into the head of its stack: decide, compare-and-set. bus publishes the event.
+func (s *Service) accept(ctx context.Context, r bus.Request) (*fulmarv1.Event, error) {
+	if err := s.networks.CaughtUp(ctx); err != nil {
+		return nil, err
+	}
+	if err := s.heads.CaughtUp(ctx); err != nil {
+		return nil, err
+	}
+	w := world{networks: s.networks.All(), heads: slices.Collect(maps.Values(s.heads.All())), now: s.now(), fetch: s.config.Fetch}
+	var d *fulmarv1.HeadDeployment
+	_, err := s.bus.Heads.Edit(ctx, r.Stack, func(h *fulmarv1.Head) (*fulmarv1.Head, error) {
+		var err error
+		if d, err = enter(h, r, w); err != nil {
+			return nil, err
+		}
+		return messages.Accept(h, r.Stack, d)
+	})
+	if errors.Is(err, messages.ErrGone) {
+		return nil, nil // it was entered, went its way and is retired; only its events are gone
+	}
+	if err != nil {
+		return nil, err
+	}
+	return &fulmarv1.Event{Verb: string(messages.Accepted), Deployment: &fulmarv1.Deployment{
+		Stack: r.Stack, Generation: r.Generation, Kind: r.Kind, Content: d.GetContent(), Staged: d.GetStaged(),
+		Network:   w.networks[d.GetContent().GetNetwork()],
+		Requested: timestamppb.New(r.Time), Deadline: d.GetDeadline(),
+	}}, nil
+}
+
+// build gets the images of a deployment and pins them in its content.
+func (s *Service) build(ctx context.Context, e *fulmarv1.Event) (messages.Verb, error) {
+	d := e.GetDeployment()
+	if len(d.GetContent().GetUnits()) == 0 {
+		return messages.Built, nil
+	}
+	if err := s.hosts.CaughtUp(ctx); err != nil {
+		return "", err
+	}
+	host, known := s.hosts.All()[d.GetNetwork().GetHost()]
+	if !known {
+		return "", fmt.Errorf("host %s of network %s has not reported what it runs", d.GetNetwork().GetHost(), d.GetNetwork().GetName())
+	}
+	d.Content = proto.CloneOf(d.GetContent())
+	d.Units = nil
+	for _, spec := range d.GetContent().GetUnits() {
+		i, err := s.images.get(ctx, spec.GetImage())
+		if err != nil {
+			return "", fmt.Errorf("unit %s: %w", spec.GetName(), err)
+		}
+		unit, err := fit(spec, i, host)
+		if err != nil {
+			return "", fmt.Errorf("unit %s: %w", spec.GetName(), err)
+		}
+		spec.Image = &fulmarv1.Image{Source: &fulmarv1.Image_Object{Object: i.digest}, Sha256: i.digest}
+		d.Units = append(d.Units, unit)
+	}
+	return messages.Built, nil
+}

@@ -1,0 +1,71 @@
+package builder
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"fulmar/messages"
+	fulmarv1 "fulmar/messages/fulmar/v1"
+	"fulmar/solo5"
+)
+
+// image is what the builder knows of an image in the store.
+type image struct {
+	digest string // SHA-256, hexadecimal
+	size   uint64
+	solo5  *solo5.Image
+}
+
+// fit gives the facts of a unit from its image, or refuses an image that its host cannot run as it was asked for.
+func fit(spec *fulmarv1.UnitSpec, i image, host *fulmarv1.Host) (*fulmarv1.Unit, error) {
+	refuse := func(err error) error {
+		return messages.Refuse(fulmarv1.ReasonCode_REASON_CODE_IMAGE, "image %s: %w", i.digest[:12], err)
+	}
+	target := i.solo5.Target.String()
+	if !slices.Contains(host.GetTargets(), target) {
+		return nil, refuse(fmt.Errorf("its target %s is not supported by host %s, which runs %s", target, host.GetName(), strings.Join(host.GetTargets(), ", ")))
+	}
+	if err := i.solo5.CheckMemory(int(spec.GetMemory())); err != nil {
+		return nil, refuse(err)
+	}
+	device, err := netDevice(spec.GetDevice(), i.solo5.Devices)
+	if err != nil {
+		return nil, refuse(err)
+	}
+	return &fulmarv1.Unit{Name: spec.GetName(), Image: i.digest, ImageSize: i.size, Target: target, Device: device}, nil
+}
+
+// netDevice gives the device of a manifest that is joined to the network: the one that the request names, or the only
+// one. The manifest must have no other device, because nothing would be attached to it.
+func netDevice(named string, devices []solo5.Device) (string, error) {
+	var nets, others []string
+	for _, d := range devices {
+		if d.Type == solo5.NetDevice {
+			nets = append(nets, d.Name)
+		} else {
+			others = append(others, fmt.Sprintf("%s device %q", d.Type, d.Name))
+		}
+	}
+	if named == "" && len(nets) == 1 {
+		named = nets[0]
+	}
+	found := false
+	for _, n := range nets {
+		if n == named {
+			found = true
+		} else {
+			others = append(others, fmt.Sprintf("net device %q", n))
+		}
+	}
+	switch {
+	case len(others) > 0:
+		return "", fmt.Errorf("its manifest has devices that the request does not name: %s", strings.Join(others, ", "))
+	case len(nets) == 0:
+		return "", errors.New("its manifest has no net device")
+	case !found:
+		return "", fmt.Errorf("its manifest has no net device %q", named)
+	}
+	return named, nil
+}
