@@ -46,11 +46,11 @@ const (
 	Exited    Verb = "exited"
 )
 
-// next names, for each verb on the way up, the step that follows it, in the words of a reason.
-var next = map[Verb]string{Accepted: "built", Built: "leased", Leased: "started", Started: "healthy", Healthy: "published"}
+// next names, for each verb on the way up, the step that follows it.
+var next = map[Verb]Verb{Accepted: "built", Built: "leased", Leased: "started", Started: "healthy", Healthy: "published"}
 
 // Awaited names the step that a deployment waits for after v. It is empty when v is not on the way up.
-func (v Verb) Awaited() string { return next[v] }
+func (v Verb) Awaited() Verb { return next[v] }
 
 // Observation reports whether v is an observation of a unit and no step.
 func (v Verb) Observation() bool { return v == Unhealthy || v == Recovered || v == Exited }

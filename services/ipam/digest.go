@@ -1,0 +1,32 @@
+package ipam
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+
+	"google.golang.org/protobuf/proto"
+
+	"fulmar/messages"
+	fulmarv1 "fulmar/messages/fulmar/v1"
+)
+
+// digest is the configuration digest of a unit: image, arguments, memory, CPUs, network and device; not its own
+// address, ports and health checks. ip gives the addresses of the units it uses, which have theirs already.
+func digest(spec *fulmarv1.UnitSpec, unit *fulmarv1.Unit, network *fulmarv1.Network, at messages.Address, ip func(string) (string, error)) (string, error) {
+	at.IP = ""
+	args, err := messages.RenderArgs(spec.GetArgs(), at, ip)
+	if err != nil {
+		return "", messages.Refuse(fulmarv1.ReasonCode_REASON_CODE_INVALID, "unit %s: %w", spec.GetName(), err)
+	}
+	// What the digest covers is said by the fields of a message, in the deterministic form: no separator to forge.
+	covered, err := proto.MarshalOptions{Deterministic: true}.Marshal(&fulmarv1.UnitSpec{
+		Image: &fulmarv1.Image{Sha256: unit.GetImage()}, Args: args, Memory: spec.GetMemory(), Cpus: spec.GetCpus(),
+		Device: unit.GetDevice(), Name: network.GetName(),
+	})
+	if err != nil {
+		return "", fmt.Errorf("digest of unit %s: %w", spec.GetName(), err)
+	}
+	sum := sha256.Sum256(covered)
+	return hex.EncodeToString(sum[:]), nil
+}

@@ -1,0 +1,142 @@
+package ipam
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"fulmar/messages"
+	fulmarv1 "fulmar/messages/fulmar/v1"
+)
+
+// pool is a network as ipam reads it.
+type pool struct {
+	name     string
+	prefix   netip.Prefix
+	gateway  netip.Addr
+	reserved []netip.Prefix
+}
+
+// newPool reads a network, and refuses one that cannot be.
+func newPool(n *fulmarv1.Network) (pool, error) {
+	p := pool{name: n.GetName()}
+	var err error
+	if p.prefix, err = netip.ParsePrefix(n.GetPrefix()); err != nil || !p.prefix.Addr().Is4() || p.prefix.Bits() < 8 || p.prefix.Bits() > 30 {
+		return p, refusePool(n, "prefix %q is not an IPv4 prefix of /8 to /30", n.GetPrefix())
+	}
+	p.prefix = p.prefix.Masked()
+	if p.gateway, err = netip.ParseAddr(n.GetGateway()); err != nil || !p.prefix.Contains(p.gateway) {
+		return p, refusePool(n, "gateway %q is not an address of %s", n.GetGateway(), p.prefix)
+	}
+	for _, r := range n.GetReserved() {
+		prefix, err := netip.ParsePrefix(r)
+		if addr, aerr := netip.ParseAddr(r); aerr == nil {
+			prefix, err = netip.PrefixFrom(addr, addr.BitLen()), nil
+		}
+		if err != nil {
+			return p, refusePool(n, "reserved %q is neither an address nor a prefix", r)
+		}
+		p.reserved = append(p.reserved, prefix)
+	}
+	return p, nil
+}
+
+func refusePool(n *fulmarv1.Network, format string, args ...any) error {
+	return messages.Refuse(fulmarv1.ReasonCode_REASON_CODE_INVALID, "network %s: "+format, append([]any{n.GetName()}, args...)...)
+}
+
+// size is the number of addresses of the prefix.
+func (p pool) size() uint32 { return 1 << (32 - p.prefix.Bits()) }
+
+// at gives address number i of the prefix.
+func (p pool) at(i uint32) netip.Addr {
+	b := p.prefix.Addr().As4()
+	n := uint32(b[0])<<24 | uint32(b[1])<<16 | uint32(b[2])<<8 | uint32(b[3]) + i
+	return netip.AddrFrom4([4]byte{byte(n >> 24), byte(n >> 16), byte(n >> 8), byte(n)})
+}
+
+// leasable reports whether an address may ever be leased: it is neither the network's nor the broadcast address, nor
+// the gateway, nor reserved.
+func (p pool) leasable(a netip.Addr) bool {
+	return p.prefix.Contains(a) && a != p.at(0) && a != p.at(p.size()-1) && a != p.gateway &&
+		!slices.ContainsFunc(p.reserved, func(r netip.Prefix) bool { return r.Contains(a) })
+}
+
+// lease is a record of the pool as the view has it.
+type leases map[netip.Addr]*fulmarv1.Lease
+
+// free reports whether an address can be claimed now: nobody holds it and it has rested.
+func (l leases) free(a netip.Addr, now time.Time) bool {
+	r, ok := l[a]
+	return !ok || r.GetRestingUntil() != nil && !now.Before(r.GetRestingUntil().AsTime())
+}
+
+// heldBy gives the address that an instance holds already.
+func (l leases) heldBy(instance string) (netip.Addr, bool) {
+	for a, r := range l {
+		if r.GetInstance() == instance && r.GetRestingUntil() == nil {
+			return a, true
+		}
+	}
+	return netip.Addr{}, false
+}
+
+// pick gives the first free address of the pool from a start chosen at random, round once; none is reported by false.
+func (p pool) pick(l leases, start uint32, now time.Time) (netip.Addr, bool) {
+	for i := range p.size() {
+		a := p.at((start + i) % p.size())
+		if p.leasable(a) && l.free(a, now) {
+			return a, true
+		}
+	}
+	return netip.Addr{}, false
+}
+
+// full says why a pool has no free address, and when the first one has rested; that is zero if none rests.
+func (p pool) full(l leases, now time.Time) (reason string, first time.Time) {
+	held, resting := 0, 0
+	for a, r := range l {
+		if !p.leasable(a) {
+			continue
+		}
+		until := r.GetRestingUntil()
+		if until == nil {
+			held++
+			continue
+		}
+		resting++
+		if t := until.AsTime(); t.After(now) && (first.IsZero() || t.Before(first)) {
+			first = t
+		}
+	}
+	return fmt.Sprintf("network %s (%s) has no free address: %d held, %d resting", p.name, p.prefix, held, resting), first
+}
+
+// kept gives the instance that a unit of a digest keeps, among those that may be kept, newest first.
+func kept(keepable []*fulmarv1.Instance, unit, digest string) *fulmarv1.Instance {
+	for _, i := range keepable {
+		if i.GetUnit() == unit && i.GetDigest() == digest {
+			return i
+		}
+	}
+	return nil
+}
+
+// restUntil is how long an address rests after its instance is gone: until the deployment's deadline, when no frozen
+// worker can start it any more, and the rest time on top.
+func restUntil(now, deadline time.Time, rest time.Duration) time.Time {
+	if deadline.After(now) {
+		return deadline.Add(rest)
+	}
+	return now.Add(rest)
+}
+
+// waited is the reason of a deployment whose deadline passed after its last step.
+func waited(last messages.Verb, deadline time.Time, accepted time.Time) string {
+	step := last.Awaited()
+	if step == "" {
+		step = messages.Accepted
+	}
+	return fmt.Sprintf("the deadline passed %s after the request while it waited for %s", deadline.Sub(accepted).Round(time.Millisecond), step)
+}

@@ -1,0 +1,148 @@
+package ipam
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"fulmar/bus"
+	"fulmar/messages"
+	fulmarv1 "fulmar/messages/fulmar/v1"
+)
+
+// keepDeadlines condemns every deployment that is underway when its deadline passes, and says failed for it.
+func (s *Service) keepDeadlines(ctx context.Context) error {
+	if err := s.heads.CaughtUp(ctx); err != nil {
+		return ignoreEnd(ctx, err)
+	}
+	for {
+		changed := s.heads.Changed()
+		next := s.now().Add(s.config.Sweep)
+		for _, h := range s.heads.All() {
+			for _, d := range h.GetDeployments() {
+				due := d.GetDeadline().AsTime()
+				switch {
+				case d.GetState() == fulmarv1.State_STATE_UNDERWAY && due.After(s.now()):
+					if due.Before(next) {
+						next = due
+					}
+				case d.GetState() == fulmarv1.State_STATE_UNDERWAY, d.GetState() == fulmarv1.State_STATE_CONDEMNED && d.GetExpired() != "":
+					if err := s.expire(ctx, h.GetStack(), d.GetGeneration()); err != nil {
+						s.bus.Log.Warn("deadline was not kept yet", "deployment", messages.DeploymentName(h.GetStack(), d.GetGeneration()), "err", err)
+						next = s.now().Add(bus.RetryDelay(8))
+					}
+				}
+			}
+		}
+		timer := time.NewTimer(max(next.Sub(s.now()), time.Millisecond))
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return nil
+		case <-changed:
+		case <-timer.C:
+		}
+		timer.Stop()
+	}
+}
+
+// expire condemns a deployment whose deadline is past; failed names the step it waited for. It can run again at any
+// point: what is condemned already is only said.
+func (s *Service) expire(ctx context.Context, stack string, generation uint64) error {
+	last, _, err := s.bus.Last(ctx, stack, generation)
+	if err != nil {
+		return err
+	}
+	head, err := s.bus.Heads.Edit(ctx, stack, func(h *fulmarv1.Head) (*fulmarv1.Head, error) {
+		d := messages.Find(h, generation)
+		reason := waited(messages.Verb(last.GetVerb()), d.GetDeadline().AsTime(), last.GetDeployment().GetRequested().AsTime())
+		return messages.Expire(h, generation, s.now(), reason)
+	})
+	if errors.Is(err, messages.ErrEarly) || errors.Is(err, messages.ErrGone) {
+		return nil // it arrived in time, or somebody else was first
+	}
+	if err != nil {
+		return err
+	}
+	for ctx.Err() == nil {
+		last, seq, err := s.bus.Last(ctx, stack, generation)
+		if err != nil || last == nil || messages.Verb(last.GetVerb()).Awaited() == "" {
+			return err
+		}
+		last.Verb, last.ReasonCode = string(messages.Failed), fulmarv1.ReasonCode_REASON_CODE_DEADLINE
+		last.Reason = messages.Find(head, generation).GetExpired()
+		if err := s.bus.Say(ctx, last, seq); !errors.Is(err, bus.ErrMoved) {
+			return err
+		}
+	}
+	return ctx.Err()
+}
+
+// sweepLoop lays leases to rest that no head explains.
+func (s *Service) sweepLoop(ctx context.Context) error {
+	ticker := time.NewTicker(s.config.Sweep)
+	defer ticker.Stop()
+	for {
+		if err := s.sweep(ctx); err != nil && ctx.Err() == nil {
+			s.bus.Log.Warn("sweep ended early", "err", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticker.C:
+		}
+	}
+}
+
+func (s *Service) sweep(ctx context.Context) error {
+	if err := s.leases.CaughtUp(ctx); err != nil {
+		return err
+	}
+	if err := s.hosts.CaughtUp(ctx); err != nil {
+		return err
+	}
+	running := map[string]bool{}
+	for _, h := range s.hosts.All() {
+		for _, i := range h.GetInstances() {
+			running[i.GetName()] = i.GetRunning()
+		}
+	}
+	for key, l := range s.leases.All() {
+		if l.GetRestingUntil() != nil || running[l.GetInstance()] {
+			continue // the instance goes first
+		}
+		stack, _, _, ok := messages.ParseInstance(l.GetInstance())
+		if !ok {
+			continue
+		}
+		head, _, err := s.bus.Heads.Get(ctx, stack) // after the lease was seen
+		if err != nil {
+			return err
+		}
+		if err := s.sweepLease(ctx, key, l, head, s.now()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// sweepLease lays a lease to rest if the head, read after the lease, proves that its instance belongs to nobody.
+func (s *Service) sweepLease(ctx context.Context, key string, l *fulmarv1.Lease, head *fulmarv1.Head, deadline time.Time) error {
+	if l.GetRestingUntil() != nil || !messages.Orphan(head, l.GetInstance()) {
+		return nil
+	}
+	network, address, ok := messages.ParseLeaseKey(key)
+	if !ok {
+		return fmt.Errorf("lease %q has no network in its key", key)
+	}
+	s.bus.Log.Info("lease was swept", "network", network, "addr", address, "unikernel", l.GetInstance())
+	return s.layToRest(ctx, network, address, l.GetInstance(), deadline)
+}
+
+func ignoreEnd(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
