@@ -1,0 +1,259 @@
+// Package gc lets what was replaced or has failed go. There is one of it on every host.
+//
+// It hears published, staged and failed, and once in a while it sweeps, so nothing rests on how long an event is kept. It
+// says drained, with the instances that no other deployment refers to, which vmm then stops; and failed for a deployment
+// that was condemned because of its deadline, if nobody has said so yet. It keeps nothing but, in memory, since when a
+// drain has been without connections. It decides and others act: it changes neither kernel nor host, and needs
+// CAP_NET_ADMIN only to read.
+//
+// The invariant it guards: an instance dies only after its deployment is condemned in the head, and a deployment that was
+// published is condemned only after the kernel leads nobody to it any more and its connections have ended or its drain
+// time has; and only what a head proves to be an orphan is swept.
+package gc
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/protobuf/proto"
+
+	"fulmar/bus"
+	"fulmar/conntrack"
+	"fulmar/firewall"
+	"fulmar/messages"
+	fulmarv1 "fulmar/messages/fulmar/v1"
+)
+
+// DefaultSweep is the time between two sweeps unless a configuration names another.
+const DefaultSweep = 10 * time.Second
+
+// Config says what gc looks after.
+type Config struct {
+	Host  string        // whose deployments
+	Sweep time.Duration // between two sweeps; 0 means DefaultSweep
+}
+
+// Service is gc of one host.
+type Service struct {
+	bus     *bus.Bus
+	log     *slog.Logger
+	config  Config
+	metrics metrics
+
+	mu       sync.Mutex
+	idle     map[string]time.Time // by deployment: the first of the polls in a row that found no flow
+	reported map[string]bool      // instances that nobody can explain, and that a person was told of
+}
+
+// New makes gc of a host. It starts nothing.
+func New(b *bus.Bus, c Config, reg prometheus.Registerer) (*Service, error) {
+	if err := messages.CheckName("host", c.Host); err != nil {
+		return nil, err
+	}
+	if c.Sweep <= 0 {
+		c.Sweep = DefaultSweep
+	}
+	return &Service{
+		bus: b, log: b.Log, config: c, metrics: newMetrics(reg),
+		idle: map[string]time.Time{}, reported: map[string]bool{},
+	}, nil
+}
+
+// Run hears and sweeps until ctx ends, which is no error.
+func (s *Service) Run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		return s.bus.Watch(ctx, bus.Step{
+			Name: "gc-" + s.config.Host, Hears: []messages.Verb{messages.Published, messages.Staged, messages.Failed},
+			Host: s.config.Host, Handle: s.handle,
+		})
+	})
+	g.Go(func() error { return s.sweeps(ctx) })
+	return g.Wait()
+}
+
+// handle brings every deployment of an event's stack as far down as it may go now, and asks to be called again while one
+// of them drains. Of those underway it looks only at the one that the event says has failed.
+func (s *Service) handle(ctx context.Context, e *fulmarv1.Event) (messages.Verb, error) {
+	stack := e.GetDeployment().GetStack()
+	head, _, err := s.bus.Heads.Get(ctx, stack)
+	if err != nil {
+		return "", err
+	}
+	var after time.Duration
+	for _, d := range head.GetDeployments() {
+		g := d.GetGeneration()
+		failed := messages.Verb(e.GetVerb()) == messages.Failed && g == e.GetDeployment().GetGeneration()
+		if d.GetState() == fulmarv1.State_STATE_UNDERWAY && !failed {
+			continue
+		}
+		a, err := s.lower(ctx, stack, g)
+		if err != nil {
+			return "", err
+		}
+		if a.Do == Wait && (after == 0 || a.After < after) {
+			after = a.After
+		}
+	}
+	if after > 0 {
+		return "", bus.Later(after)
+	}
+	return "", nil
+}
+
+// lower takes a deployment down step by step until nothing is to be done, or not yet.
+func (s *Service) lower(ctx context.Context, stack string, generation uint64) (Action, error) {
+	for {
+		c, err := s.look(ctx, stack, generation)
+		if err != nil {
+			return Action{}, err
+		}
+		switch c.action.Do {
+		case Condemn:
+			err = s.condemn(ctx, c)
+		case Fail, Drain:
+			err = s.say(ctx, c)
+		default:
+			return c.action, nil
+		}
+		if err != nil && !errors.Is(err, jetstream.ErrKeyRevisionMismatch) && !errors.Is(err, bus.ErrMoved) {
+			return Action{}, err
+		}
+		// Done, or somebody else did something: what is next shows by another look.
+	}
+}
+
+// looked is one look at a deployment.
+type looked struct {
+	head     *fulmarv1.Head
+	revision uint64
+	entry    *fulmarv1.HeadDeployment // nil: it is not there, or not on this host
+	dying    []*fulmarv1.Instance
+	last     *fulmarv1.Event
+	sequence uint64
+	action   Action
+}
+
+func (l looked) name() string {
+	return messages.DeploymentName(l.head.GetStack(), l.entry.GetGeneration())
+}
+
+// look reads the head, then what its state makes worth knowing, and decides.
+func (s *Service) look(ctx context.Context, stack string, generation uint64) (looked, error) {
+	var l looked
+	var err error
+	if l.head, l.revision, err = s.bus.Heads.Get(ctx, stack); err != nil {
+		return l, err
+	}
+	l.entry = messages.Find(l.head, generation)
+	if l.entry == nil || l.entry.GetHost() != s.config.Host {
+		return l, nil
+	}
+	l.dying = messages.Dying(l.head, generation)
+	facts := Facts{Dying: len(l.dying)}
+	switch l.entry.GetState() {
+	case fulmarv1.State_STATE_UNDERWAY, fulmarv1.State_STATE_CONDEMNED:
+		if l.last, l.sequence, err = s.bus.Last(ctx, stack, generation); err != nil {
+			return l, err
+		}
+		facts.Last = messages.Verb(l.last.GetVerb())
+	case fulmarv1.State_STATE_DRAINING:
+		if err := s.lookAtKernel(l, &facts); err != nil {
+			return l, err
+		}
+	}
+	l.action = Next(l.entry, facts, time.Now())
+	return l, nil
+}
+
+// lookAtKernel asks whether clients are still led to a deployment that drains, and then for its flows.
+func (s *Service) lookAtKernel(l looked, f *Facts) error {
+	redirected, err := firewall.Redirected()
+	if err != nil {
+		return err
+	}
+	if f.Redirected = redirected[l.entry.GetGeneration()]; f.Redirected || len(l.dying) == 0 {
+		return nil
+	}
+	var addrs []netip.Addr
+	for _, i := range l.dying {
+		addr, err := netip.ParseAddr(i.GetAddress())
+		if err != nil {
+			return err
+		}
+		addrs = append(addrs, addr)
+	}
+	open, err := conntrack.Established(addrs...)
+	if err != nil {
+		return err
+	}
+	for _, n := range open {
+		f.Flows += n
+	}
+	f.IdleSince = s.polled(l.name(), f.Flows, time.Now())
+	return nil
+}
+
+// polled remembers a poll of a drain's flows, and gives since when there have been none.
+func (s *Service) polled(deployment string, flows int, now time.Time) time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if flows > 0 {
+		delete(s.idle, deployment)
+		return time.Time{}
+	}
+	if _, idle := s.idle[deployment]; !idle {
+		s.idle[deployment] = now
+	}
+	return s.idle[deployment]
+}
+
+// condemn writes into the head that was read that a deployment is condemned.
+func (s *Service) condemn(ctx context.Context, l looked) error {
+	transition := messages.CondemnDrained
+	if l.entry.GetState() == fulmarv1.State_STATE_UNDERWAY {
+		transition = messages.CondemnFailed
+	}
+	next, err := transition(l.head, l.entry.GetGeneration())
+	if err != nil {
+		return err
+	}
+	if err := s.bus.Heads.Put(ctx, l.head.GetStack(), next, l.revision); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	delete(s.idle, l.name())
+	s.mu.Unlock()
+	s.metrics.condemned.WithLabelValues(l.action.Cause).Inc()
+	s.log.Info("deployment was condemned", "deployment", l.name(), "why", l.action.Why)
+	return nil
+}
+
+// say says failed or drained of a condemned deployment, as the successor of the event that was last when it was looked at.
+func (s *Service) say(ctx context.Context, l looked) error {
+	e := &fulmarv1.Event{Verb: string(messages.Drained), Deployment: Describe(l.last, l.head.GetStack(), l.entry, l.dying)}
+	if l.action.Do == Fail {
+		e.Verb, e.Deployment.Dying = string(messages.Failed), nil
+		e.Reason, e.ReasonCode = l.action.Why, fulmarv1.ReasonCode_REASON_CODE_DEADLINE
+	}
+	if err := s.bus.Say(ctx, e, l.sequence); err != nil {
+		return err
+	}
+	s.log.Info("deployment moved", "deployment", l.name(), "verb", e.GetVerb(), "dying", len(e.GetDeployment().GetDying()))
+	return nil
+}
+
+// deploymentOf gives the deployment of a chain's last event, or an empty one if there is none.
+func deploymentOf(last *fulmarv1.Event, stack string, generation uint64) *fulmarv1.Deployment {
+	if last.GetDeployment() == nil {
+		return &fulmarv1.Deployment{Stack: stack, Generation: generation}
+	}
+	return proto.CloneOf(last.GetDeployment())
+}

@@ -1,0 +1,207 @@
+package gc
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"slices"
+	"time"
+
+	"fulmar/bus"
+	"fulmar/messages"
+	fulmarv1 "fulmar/messages/fulmar/v1"
+)
+
+// sweeps sweeps at once and then periodically, until ctx ends.
+func (s *Service) sweeps(ctx context.Context) error {
+	t := time.NewTicker(s.config.Sweep)
+	defer t.Stop()
+	for {
+		begin := time.Now()
+		err := s.sweep(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		s.metrics.sweep.Observe(time.Since(begin).Seconds())
+		if err != nil {
+			s.metrics.failures.Inc()
+			s.log.Error("sweep was incomplete", "err", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-t.C:
+		}
+	}
+}
+
+// sweep does for every stack what the events would have asked for, and then drains orphans. An error keeps it from one
+// deployment or instance, not from the next.
+func (s *Service) sweep(ctx context.Context) error {
+	heads, err := s.bus.Heads.All(ctx)
+	if err != nil {
+		return err
+	}
+	s.forget(heads)
+	var errs []error
+	for _, stack := range slices.Sorted(maps.Keys(heads)) {
+		for _, d := range heads[stack].GetDeployments() {
+			if d.GetHost() != s.config.Host || restful(d) {
+				continue
+			}
+			_, err := s.lower(ctx, stack, d.GetGeneration())
+			errs = append(errs, err)
+		}
+	}
+	strays, err := s.strays(ctx)
+	errs = append(errs, err)
+	for _, stray := range strays {
+		if stray.action.Do == Drain {
+			errs = append(errs, s.drainOrphan(ctx, stray))
+		}
+	}
+	s.report(strays)
+	return errors.Join(errs...)
+}
+
+// restful reports whether gc has nothing to do with a deployment in its state.
+func restful(d *fulmarv1.HeadDeployment) bool {
+	return d.GetState() == fulmarv1.State_STATE_LIVE || d.GetState() == fulmarv1.State_STATE_STAGED
+}
+
+// forget drops what is remembered of drains that are over.
+func (s *Service) forget(heads map[string]*fulmarv1.Head) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	maps.DeleteFunc(s.idle, func(deployment string, _ time.Time) bool {
+		stack, generation, err := messages.ParseDeployment(deployment)
+		return err != nil || messages.Find(heads[stack], generation).GetState() != fulmarv1.State_STATE_DRAINING
+	})
+}
+
+// stray is an instance that runs and that its head does not explain.
+type stray struct {
+	instance string
+	last     *fulmarv1.Event
+	sequence uint64
+	action   Action
+}
+
+// strays compares what runs, as vmm wrote it down, with the heads: first the host, then the heads, so that a head that
+// does not know an instance proves something.
+func (s *Service) strays(ctx context.Context) ([]stray, error) {
+	host, _, err := s.bus.Hosts.Get(ctx, s.config.Host)
+	if err != nil {
+		return nil, err
+	}
+	heads, err := s.bus.Heads.All(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var strays []stray
+	for _, i := range host.GetInstances() {
+		if !i.GetRunning() {
+			continue
+		}
+		st := stray{instance: i.GetName()}
+		stack, _, generation, ok := messages.ParseInstance(i.GetName())
+		if ok && messages.Orphan(heads[stack], i.GetName()) {
+			if st.last, st.sequence, err = s.bus.Last(ctx, stack, generation); err != nil {
+				return strays, err
+			}
+		}
+		if st.action = Explain(heads[stack], i.GetName(), messages.Verb(st.last.GetVerb())); st.action.Do != Nothing {
+			strays = append(strays, st)
+		}
+	}
+	return strays, nil
+}
+
+// drainOrphan says drained for an instance that belongs to nobody, on the chain of the generation that made it.
+func (s *Service) drainOrphan(ctx context.Context, st stray) error {
+	stack, unit, generation, _ := messages.ParseInstance(st.instance)
+	dying := &fulmarv1.Instance{Unit: unit, Name: st.instance}
+	leases, err := s.bus.Leases.All(ctx)
+	if err != nil {
+		return err
+	}
+	for key, lease := range leases {
+		if lease.GetInstance() == st.instance && lease.GetRestingUntil() == nil {
+			dying.Network, dying.Address, _ = messages.ParseLeaseKey(key)
+		}
+	}
+	d := deploymentOf(st.last, stack, generation)
+	d.Dying = []*fulmarv1.Instance{dying}
+	if d.GetNetwork().GetHost() != s.config.Host {
+		d.Network = &fulmarv1.Network{Name: dying.GetNetwork(), Host: s.config.Host}
+	}
+	err = s.bus.Say(ctx, &fulmarv1.Event{Verb: string(messages.Drained), Deployment: d}, st.sequence)
+	if errors.Is(err, bus.ErrMoved) {
+		return nil // whoever moved it is seen by the next sweep
+	}
+	if err == nil {
+		s.metrics.orphans.Inc()
+		s.log.Warn("orphan was drained", "unikernel", st.instance, "deployment", messages.DeploymentName(stack, generation))
+	}
+	return err
+}
+
+// report tells, once, of what nobody can explain.
+func (s *Service) report(strays []stray) {
+	now := map[string]bool{}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, st := range strays {
+		if st.action.Do != Report {
+			continue
+		}
+		now[st.instance] = true
+		if !s.reported[st.instance] {
+			s.log.Error("unikernel was not explained and is left alone", "unikernel", st.instance, "why", st.action.Why)
+		}
+	}
+	s.reported = now
+	s.metrics.unexplained.Set(float64(len(now)))
+}
+
+// Item is one thing that a sweep would do, or waits with.
+type Item struct {
+	Deployment string // web-42; empty for an instance that no deployment made
+	Instance   string // of a sweep of instances: web.web.42
+	Action
+}
+
+// Plan gives what a sweep would do now and why, without doing it.
+func (s *Service) Plan(ctx context.Context) ([]Item, error) {
+	heads, err := s.bus.Heads.All(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var items []Item
+	for _, stack := range slices.Sorted(maps.Keys(heads)) {
+		for _, d := range heads[stack].GetDeployments() {
+			if restful(d) {
+				continue
+			}
+			l, err := s.look(ctx, stack, d.GetGeneration())
+			if err != nil {
+				return nil, err
+			}
+			if l.action.Do != Nothing {
+				items = append(items, Item{Deployment: l.name(), Action: l.action})
+			}
+		}
+	}
+	strays, err := s.strays(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, st := range strays {
+		item := Item{Instance: st.instance, Action: st.action}
+		if stack, _, generation, ok := messages.ParseInstance(st.instance); ok {
+			item.Deployment = messages.DeploymentName(stack, generation)
+		}
+		items = append(items, item)
+	}
+	return items, nil
+}
