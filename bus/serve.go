@@ -89,6 +89,9 @@ func (b *Bus) RunService(ctx context.Context, svc Service) error {
 			b.Log.Warn("registration was not withdrawn", "err", err)
 		}
 	}()
+	if err := addEndpoints(ctx, m, svc); err != nil {
+		return err
+	}
 	if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
 		b.Log.Warn("systemd was not notified", "err", err)
 	}

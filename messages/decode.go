@@ -41,13 +41,14 @@ func DecodeRequest(kind fulmarv1.Kind, body []byte) (proto.Message, error) {
 	if m == nil {
 		return nil, Refuse(fulmarv1.ReasonCode_REASON_CODE_INVALID, "unknown kind of request %d", kind)
 	}
-	if err := decode(body, m); err != nil {
+	if err := Decode(body, m); err != nil {
 		return nil, Refuse(fulmarv1.ReasonCode_REASON_CODE_INVALID, "%s request: %w", KindName(kind), err)
 	}
 	return m, nil
 }
 
-func decode(body []byte, m proto.Message) error {
+// Decode reads a message from JSON, if its first byte is '{', else from protobuf. Unknown fields are refused by name.
+func Decode(body []byte, m proto.Message) error {
 	if len(body) > 0 && body[0] == '{' {
 		if err := (protojson.UnmarshalOptions{RecursionLimit: maxDepth}).Unmarshal(body, m); err != nil {
 			return plain(err)

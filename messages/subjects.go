@@ -179,3 +179,12 @@ func ConsoleSubject(host, instance string) string { return "fulmar.console." + h
 
 // StatsSubject carries the statistics of an instance, live and not kept.
 func StatsSubject(host, instance string) string { return "fulmar.stats." + host + "." + instance }
+
+// TimeHeader is the header of a console line that says when the daemon read it, as RFC 3339 with nanoseconds.
+const TimeHeader = "Fulmar-Time"
+
+// ConsoleQuery is the micro endpoint that answers a ConsoleRequest: fulmar.query.<host>.console.
+func ConsoleQuery(host string) string { return "fulmar.query." + host + ".console" }
+
+// SweepQuery is the micro endpoint that answers a SweepRequest: fulmar.query.<host>.sweep.
+func SweepQuery(host string) string { return "fulmar.query." + host + ".sweep" }

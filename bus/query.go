@@ -1,0 +1,110 @@
+package bus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/micro"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+
+	"fulmar/messages"
+	fulmarv1 "fulmar/messages/fulmar/v1"
+)
+
+// askTimeout bounds how long an answer may take.
+const askTimeout = 10 * time.Second
+
+// Endpoint answers a question on the NATS micro framework.
+type Endpoint struct {
+	Name    string // console
+	Subject string
+	// Request makes an empty request, which is filled from protobuf or JSON; the answer goes out in the same form.
+	Request func() proto.Message
+	Handle  func(ctx context.Context, request proto.Message) (proto.Message, error)
+}
+
+// Answerer is a [Service] that answers questions.
+type Answerer interface {
+	Endpoints() []Endpoint
+}
+
+// addEndpoints adds the endpoints of a service that has some. Their handlers run until ctx ends.
+func addEndpoints(ctx context.Context, m micro.Service, svc Service) error {
+	a, ok := svc.(Answerer)
+	if !ok {
+		return nil
+	}
+	for _, e := range a.Endpoints() {
+		handler := micro.HandlerFunc(func(r micro.Request) { answer(ctx, e, r) })
+		if err := m.AddEndpoint(e.Name, handler, micro.WithEndpointSubject(e.Subject), micro.WithEndpointQueueGroupDisabled()); err != nil {
+			return fmt.Errorf("add endpoint %s: %w", e.Name, err)
+		}
+	}
+	return nil
+}
+
+func answer(ctx context.Context, e Endpoint, r micro.Request) {
+	request, asJSON := e.Request(), len(r.Data()) > 0 && r.Data()[0] == '{'
+	err := messages.Decode(r.Data(), request)
+	if err != nil {
+		_ = r.Error("400", err.Error(), nil) // who asked is gone when it fails
+		return
+	}
+	reply, err := e.Handle(ctx, request)
+	if err != nil {
+		_ = r.Error("500", err.Error(), nil)
+		return
+	}
+	body, err := proto.Marshal(reply)
+	if asJSON {
+		body, err = protojson.Marshal(reply)
+	}
+	if err != nil {
+		_ = r.Error("500", err.Error(), nil)
+		return
+	}
+	_ = r.Respond(body)
+}
+
+// Console asks the vmm of a host for the last lines of an instance's console.
+func (b *Bus) Console(ctx context.Context, host, instance string, lines int) ([]*fulmarv1.ConsoleLine, error) {
+	reply := &fulmarv1.ConsoleReply{}
+	err := b.ask(ctx, messages.ConsoleQuery(host), &fulmarv1.ConsoleRequest{Instance: instance, Lines: uint32(lines)}, reply)
+	if err != nil {
+		return nil, fmt.Errorf("console of %s on host %s: %w", instance, host, err)
+	}
+	return reply.GetLines(), nil
+}
+
+// Sweep asks the gc of a host to sweep, or only to say what it would do.
+func (b *Bus) Sweep(ctx context.Context, host string, dryRun bool) ([]*fulmarv1.SweepItem, error) {
+	reply := &fulmarv1.SweepReply{}
+	if err := b.ask(ctx, messages.SweepQuery(host), &fulmarv1.SweepRequest{DryRun: dryRun}, reply); err != nil {
+		return nil, fmt.Errorf("sweep of host %s: %w", host, err)
+	}
+	return reply.GetItems(), nil
+}
+
+func (b *Bus) ask(ctx context.Context, subject string, request, reply proto.Message) error {
+	body, err := proto.Marshal(request)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	msg, err := b.NC.RequestWithContext(ctx, subject, body)
+	if errors.Is(err, nats.ErrNoResponders) {
+		return fmt.Errorf("its service does not run")
+	}
+	if err != nil {
+		return err
+	}
+	if text := msg.Header.Get(micro.ErrorHeader); text != "" {
+		return errors.New(text)
+	}
+	return proto.Unmarshal(msg.Data, reply)
+}
