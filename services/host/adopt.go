@@ -1,0 +1,165 @@
+package host
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
+
+// adopt takes over what the host before this one left: what runs is watched again, what ended meanwhile is forgotten or started
+// again, what ran before a boot of the machine is started again, and what nothing explains is removed.
+func (s *Service) adopt() error {
+	all, err := s.store.load(s.log)
+	if err != nil {
+		return err
+	}
+	var later []func(context.Context)
+	names, digests := make(map[string]bool), make(map[string]bool) // of adopted instances, and of images in use
+	for _, v := range all {
+		s.refs[hex.EncodeToString(v.Digest)]++
+		digests[hex.EncodeToString(v.Digest)] = true
+		inst, adopted, err := s.find(v)
+		if err != nil {
+			return err
+		}
+		if adopted {
+			names[fileName(v.Name)] = true
+		} else if !s.wanted(v) {
+			later = append(later, func(context.Context) { s.missed(inst) })
+		} else {
+			later = append(later, func(ctx context.Context) { s.startLater(ctx, inst, v.record, inst.attempt, 0) })
+		}
+		s.names[v.Name] = &entry{inst: inst}
+	}
+	if err := s.sweep(names, digests); err != nil {
+		return err
+	}
+	for _, v := range all {
+		if inst := s.names[v.Name].inst; inst.proc != nil {
+			s.run(inst)
+			s.metrics.adopted.Inc()
+			s.log.Info("unikernel adopted", "unikernel", v.Name.String(), "pid", inst.proc.pid)
+		}
+	}
+	s.watching.Go(func() { // in their order; one that cannot be started is tried again by itself
+		for _, f := range later {
+			f(s.watchCtx)
+		}
+	})
+	return nil
+}
+
+// find looks for the process of what is saved. If it does not run (any more), the instance that it returns is done.
+func (s *Service) find(v saved) (inst *instance, adopted bool, err error) {
+	inst = &instance{record: v.record, slot: noSlot, exited: make(chan struct{}), done: make(chan struct{})}
+	if v.handle != nil {
+		inst.attempt, inst.started = v.handle.Attempt, v.handle.Started
+	}
+	if v.handle != nil && v.handle.Boot == s.boot && v.handle.PID != 0 {
+		inst.proc, err = adoptProcess(v.handle.PID, v.handle.Start)
+		if err == nil {
+			s.rejoin(inst, *v.handle)
+			return inst, true, nil
+		}
+		if !errors.Is(err, errNotThere) {
+			return nil, false, fmt.Errorf("adopt %s: %w", v.Name, err)
+		}
+	}
+	close(inst.done)
+	return inst, false, nil
+}
+
+// rejoin gives an adopted instance back what belongs to it.
+func (s *Service) rejoin(inst *instance, h handle) {
+	name := inst.record.Name
+	inst.slot, inst.taps = h.Slot, h.Taps
+	s.slots.claim(h.Slot)
+	inst.group = &group{c: s.cgroups, name: fileName(name)}
+	var err error
+	if inst.fifo, err = openFIFO(s.fifoPath(name)); err != nil {
+		inst.fifo = nil
+		s.log.Error("could not open the console of an adopted unikernel", "unikernel", name.String(), "err", err)
+	}
+}
+
+// wanted says whether what does not run is to be started: after a boot, when its restart was due, or when it is restarted whatever it ended with.
+// A create that was not finished when host died is not: nobody was told that it was.
+func (s *Service) wanted(v saved) bool {
+	switch {
+	case v.Boot != s.boot:
+		return true
+	case v.handle == nil:
+		return false
+	}
+	return v.handle.PID == 0 || v.Args.Fail.Restart && exit{}.restarts(v.Args.Fail.ExitCodes)
+}
+
+// missed forgets an instance that ended while host did not run.
+func (s *Service) missed(inst *instance) {
+	name := inst.record.Name
+	e, unlock := s.lock(name)
+	defer unlock()
+	if e.inst != inst {
+		return
+	}
+	if err := s.store.dropRecord(name); err != nil {
+		s.log.Error("could not forget a unikernel", "unikernel", name.String(), "err", err)
+	}
+	s.forget(e)
+	s.metrics.exits.WithLabelValues(exit{}.kind()).Inc()
+	s.log.Info("unikernel ended while host did not run", "unikernel", name.String(), "how", exit{}.String())
+}
+
+// sweep removes everything that no adopted instance explains: processes, control groups, FIFOs, files.
+func (s *Service) sweep(names, digests map[string]bool) error {
+	orphans, err := s.store.orphans()
+	if err != nil {
+		return err
+	}
+	for _, h := range orphans {
+		if err := s.endOrphan(h); err != nil {
+			return err
+		}
+	}
+	groups, err := s.cgroups.list()
+	if err != nil {
+		return err
+	}
+	for _, name := range groups {
+		if names[name] {
+			continue
+		}
+		g := &group{c: s.cgroups, name: name}
+		if err := errors.Join(g.kill(), g.remove(context.Background())); err != nil {
+			return err
+		}
+		s.log.Warn("removed an orphaned control group", "group", name)
+	}
+	return errors.Join(sweepDir(filepath.Join(s.cfg.RunDir, "fifo"), names), s.store.sweep(names, digests))
+}
+
+// endOrphan kills a process that is written down and belongs to nothing: its destroy was cut short.
+func (s *Service) endOrphan(h handle) error {
+	if h.Boot != s.boot || h.PID == 0 {
+		return nil
+	}
+	p, err := adoptProcess(h.PID, h.Start)
+	if errors.Is(err, errNotThere) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	s.log.Warn("killed an orphaned process", "pid", h.PID)
+	ctx, cancel := context.WithTimeout(context.Background(), killTime)
+	defer cancel()
+	err = p.signal(unix.SIGKILL)
+	if err == nil {
+		_, err = p.wait(ctx)
+	}
+	return errors.Join(err, p.fd.Close())
+}

@@ -1,0 +1,233 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"strings"
+	"time"
+
+	"fulmar/albatross"
+)
+
+// The replies of albatross.
+const (
+	created   = albatross.Text("created unikernel")
+	destroyed = albatross.Text("destroyed unikernel")
+	unwaited  = albatross.Text("destroyed: removed from restarting")
+)
+
+// errNoUnikernel is what destroy and restart say of a name that does not run.
+const errNoUnikernel = refusal("destroy: not found")
+
+// answer carries out one command of vmmd.sock.
+func (s *Service) answer(_ context.Context, conn net.Conn, request albatross.Wire) {
+	begin := time.Now()
+	name, reply, err := s.command(request)
+	result := "ok"
+	if err != nil {
+		result = "failed"
+		var r refusal
+		if errors.As(err, &r) {
+			result = "refused"
+		} else {
+			s.log.Error("could not carry out a command", "command", name, "unikernel", request.Name.String(), "err", err)
+		}
+		reply = albatross.Failure(err.Error())
+	}
+	s.reply(conn, request.Header, reply)
+	s.metrics.commands.WithLabelValues(name, result).Inc()
+	s.metrics.commandDuration.WithLabelValues(name).Observe(time.Since(begin).Seconds())
+}
+
+// command carries out one command and names it.
+func (s *Service) command(request albatross.Wire) (name string, reply albatross.Payload, err error) {
+	switch c := request.Payload.(type) {
+	case albatross.UnikernelCreate:
+		reply, err = s.create(request.Name, c.Config, c.Force)
+		return "create", reply, err
+	case albatross.UnikernelRestart:
+		reply, err = s.restart(request.Name, c.Args)
+		return "restart", reply, err
+	case albatross.UnikernelDestroy:
+		reply, err = s.destroy(request.Name)
+		return "destroy", reply, err
+	case albatross.UnikernelInfo:
+		return "info", s.info(request.Name, c.Generation), nil
+	case albatross.ConsoleAdd, albatross.ConsoleSubscribe, albatross.ConsoleListInactive,
+		albatross.StatsAdd, albatross.StatsRemove, albatross.StatsSubscribe, albatross.StatsInitial:
+		return "other", nil, refusal("unknown command")
+	case albatross.Command:
+		return "other", nil, refuse("this daemon does not serve %s", commandName(c))
+	}
+	return "other", nil, refusal("this is not a command")
+}
+
+// commandName is the command in words: PolicyAdd is "policy add".
+func commandName(c albatross.Command) string {
+	var words strings.Builder
+	for i, r := range strings.TrimPrefix(fmt.Sprintf("%T", c), "albatross.") {
+		if i > 0 && r >= 'A' && r <= 'Z' {
+			words.WriteByte(' ')
+		}
+		words.WriteRune(r)
+	}
+	return strings.ToLower(words.String())
+}
+
+// create starts a unikernel; forced, it stops the one of that name first, once all that can be checked is.
+func (s *Service) create(name albatross.Name, cfg albatross.Config, force bool) (albatross.Payload, error) {
+	if !name.HasLabel() {
+		return nil, refuse("create: %s is a path and names no unikernel", name)
+	}
+	image, err := load(cfg, s.cfg.MaxImage)
+	if err != nil {
+		return nil, err
+	}
+	e, unlock := s.lock(name)
+	defer unlock()
+	if e.live() && !force {
+		return nil, refusal("Unikernel with same name is already running")
+	}
+	if err := s.check(image, cfg.Args); err != nil {
+		return nil, err
+	}
+	r := record{Name: name, Typ: cfg.Typ, Args: cfg.Args, Digest: image.digest, Boot: s.boot}
+	if err := s.replace(e, r, image); err != nil {
+		return nil, err
+	}
+	return created, nil
+}
+
+// restart stops a unikernel and starts it again, with new arguments unless they are nil.
+func (s *Service) restart(name albatross.Name, args *albatross.Args) (albatross.Payload, error) {
+	e, unlock := s.lock(name)
+	defer unlock()
+	if e.inst == nil {
+		return nil, errNoUnikernel
+	}
+	r := e.inst.record
+	if args != nil {
+		r.Args = *args
+	}
+	image, err := s.loadBack(r)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.check(image, r.Args); err != nil {
+		return nil, err
+	}
+	if err := s.replace(e, r, image); err != nil {
+		return nil, err
+	}
+	return created, nil
+}
+
+// destroy stops a unikernel, and answers when its process, taps and control group are gone.
+func (s *Service) destroy(name albatross.Name) (albatross.Payload, error) {
+	e, unlock := s.lock(name)
+	defer unlock()
+	if e.inst == nil {
+		return nil, errNoUnikernel
+	}
+	reply := unwaited
+	if e.live() {
+		reply = destroyed
+	}
+	// First the record: should host die now, the unikernel is found without one and ended, and after a boot it does not come back.
+	if err := s.store.dropRecord(name); err != nil {
+		return nil, fmt.Errorf("could not destroy unikernel: %w", err)
+	}
+	if err := s.stop(e.inst); err != nil {
+		return nil, fmt.Errorf("could not destroy unikernel: %w", err)
+	}
+	s.forget(e)
+	return reply, nil
+}
+
+// check says whether the image can be run with args on this machine as it is now.
+func (s *Service) check(image loaded, args albatross.Args) error {
+	if err := checkImage(image.Image, args, s.cpus); err != nil {
+		return err
+	}
+	for _, b := range args.Bridges {
+		if _, err := s.bridges.find(bridgeName(b)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// replace stops what runs under the entry's name, if anything does, and starts r in its place.
+func (s *Service) replace(e *entry, r record, image loaded) error {
+	if e.inst != nil {
+		if err := s.stop(e.inst); err != nil {
+			return fmt.Errorf("could not stop unikernel: %w", err)
+		}
+	}
+	inst, err := s.start(r, image)
+	if err != nil {
+		if e.inst != nil {
+			err = errors.Join(err, s.store.dropRecord(r.Name))
+			s.forget(e)
+		}
+		var refused refusal
+		if errors.As(err, &refused) {
+			return err
+		}
+		return fmt.Errorf("could not create unikernel: %w", err)
+	}
+	s.put(e, inst)
+	return nil
+}
+
+// info lists the unikernel of a name, or all in a path, named from there.
+func (s *Service) info(name albatross.Name, g albatross.Generation) albatross.Payload {
+	reply := albatross.Unikernels{List: []albatross.Running{}, Generation: g}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for other, e := range s.names {
+		shown, ok := relative(other, name)
+		if ok && e.live() {
+			reply.List = append(reply.List, albatross.Running{Name: shown, Info: e.inst.info()})
+		}
+	}
+	slices.SortFunc(reply.List, func(a, b albatross.Running) int { return strings.Compare(a.Name.String(), b.Name.String()) })
+	return reply
+}
+
+// relative is the name of a unikernel in a reply to a question for asked: unchanged if it is that very name, seen from the path if asked is one.
+func relative(name, asked albatross.Name) (albatross.Name, bool) {
+	if asked.HasLabel() {
+		return name, name == asked
+	}
+	if !asked.Path().Contains(name.Path()) {
+		return albatross.Name{}, false
+	}
+	labels := append(name.Path().Labels(), name.Label())[len(asked.Path().Labels()):]
+	shown, err := albatross.MakeName(labels...)
+	return shown, err == nil
+}
+
+// info is what is told of a unikernel that runs.
+func (i *instance) info() albatross.Info {
+	a := i.record.Args
+	info := albatross.Info{
+		Typ: i.record.Typ, Startup: a.Startup, Fail: a.Fail, CPUIDs: slices.Sorted(slices.Values(a.CPUIDs)), Memory: a.Memory, Digest: i.record.Digest,
+		Arguments: a.Arguments, Started: i.started, CPUs: a.CPUs, LinuxBootPartition: a.LinuxBootPartition,
+	}
+	for _, b := range a.Bridges {
+		info.Bridges = append(info.Bridges, albatross.InfoBridge{UnikernelDevice: b.Netif, HostDevice: bridgeName(b), MAC: mac(i.record.Name, b)})
+	}
+	return info
+}
+
+// mac is the address of a network device.
+func mac(name albatross.Name, b albatross.Bridge) net.HardwareAddr {
+	if b.MAC != nil {
+		return b.MAC
+	}
+	return albatross.MAC(name, b.Netif)
+}

@@ -1,0 +1,222 @@
+// Package host is a daemon that serves albatross's protocol: it runs Solo5 unikernels on this machine, without OCaml and without Solo5.
+//
+// It hears commands on the Unix socket <run>/util/vmmd.sock (create, force create, restart, destroy, info) and subscriptions on
+// <run>/util/console.sock, and answers in the words of albatross. It speaks to nobody else and knows nothing of the bus.
+//
+// State lives in three places. What should run, with its images, is on disk in the state directory, synced before a create is
+// answered. How to find what runs (pid and start time) stands beside it and is good for this boot only. The rest belongs to the
+// unikernels' processes and goes with them: the process is the unikernel, its taps are held by nothing but itself, its standard
+// output is a FIFO that it keeps open in both directions. So host can be stopped, killed and upgraded while they run, and adopts them
+// when it comes back; after a boot of the machine it starts them again.
+//
+// The invariant: of each name at most one process runs, and everything that exists for it (process, control group, FIFO, user
+// id, taps) is either explained by a file in the state directory or gone when host has started. A process is let run only when it is in
+// its control group, pinned, and written down: before that it waits at a gate that closes with host.
+package host
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"fulmar/albatross"
+)
+
+// Config says where host keeps what.
+type Config struct {
+	RunDir     string // its sockets are in util/, FIFOs in fifo/; best on a tmpfs
+	StateDir   string // must stay through a boot
+	CgroupRoot string // where control groups are mounted, v2 or v1; empty means /sys/fs/cgroup
+	Cgroup     string // parent of the unikernels' groups, below the root; no other host's. Empty means fulmar
+	UIDBase    int    // first user and group id of unikernels, each has one of its own; 0 means 900000
+	MaxImage   int    // bytes of an image and of a request; 0 means 256 MB
+
+	VMMD, Console net.Listener // of systemd; nil means that host makes the sockets
+}
+
+// withDefaults fills in what is not set.
+func (c Config) withDefaults() Config {
+	if c.CgroupRoot == "" {
+		c.CgroupRoot = "/sys/fs/cgroup"
+	}
+	if c.Cgroup == "" {
+		c.Cgroup = "fulmar"
+	}
+	if c.UIDBase == 0 {
+		c.UIDBase = 900000
+	}
+	if c.MaxImage == 0 {
+		c.MaxImage = albatross.DefaultMaxFrame
+	}
+	return c
+}
+
+// Service is the daemon.
+type Service struct {
+	cfg      Config
+	log      *slog.Logger
+	metrics  *metrics
+	boot     string
+	cpus     []int
+	store    *store
+	cgroups  *cgroups
+	bridges  *bridges
+	consoles *consoles
+	slots    *slots
+	ready    chan struct{}
+	self     *albatross.Client // for Healthy
+
+	mu    sync.Mutex
+	names map[albatross.Name]*entry
+	refs  map[string]int // of images, by digest
+
+	budget budget
+
+	watching sync.WaitGroup  // one for each instance
+	watchCtx context.Context // ends after the last command is answered
+}
+
+// New opens the state and looks at the machine. It runs, adopts and removes nothing.
+func New(cfg Config, log *slog.Logger, reg prometheus.Registerer) (*Service, error) {
+	cfg = cfg.withDefaults()
+	if cfg.RunDir == "" || cfg.StateDir == "" {
+		return nil, errors.New("host needs a run directory and a state directory")
+	}
+	s := &Service{
+		cfg: cfg, log: log,
+		consoles: newConsoles(), slots: newSlots(), ready: make(chan struct{}),
+		self:  &albatross.Client{Dir: cfg.RunDir},
+		names: make(map[albatross.Name]*entry), refs: make(map[string]int),
+	}
+	var err error
+	if s.boot, err = bootID(); err != nil {
+		return nil, err
+	}
+	if s.cpus, err = machineCPUs(); err != nil {
+		return nil, err
+	}
+	for _, dir := range []string{"util", "fifo"} {
+		if err := os.MkdirAll(filepath.Join(cfg.RunDir, dir), 0o755); err != nil {
+			return nil, fmt.Errorf("make run directory: %w", err)
+		}
+	}
+	if s.store, err = openStore(cfg.StateDir); err != nil {
+		return nil, err
+	}
+	groups, err := findMounts(cfg.CgroupRoot)
+	if err != nil {
+		return nil, err
+	}
+	var missing []string
+	s.cgroups, missing = openCgroups(groups, cfg.Cgroup)
+	for _, m := range missing {
+		log.Warn("control group controller was not available, unikernels go without its limit", "reason", m)
+	}
+	if s.bridges, err = newBridges(); err != nil {
+		return nil, err
+	}
+	s.metrics, err = newMetrics(reg, s.running)
+	return s, err
+}
+
+// machineCPUs lists the CPUs that this process may use.
+func machineCPUs() ([]int, error) {
+	var set unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &set); err != nil {
+		return nil, fmt.Errorf("list CPUs: %w", err)
+	}
+	var ids []int
+	for id := range len(set) * 64 {
+		if set.IsSet(id) {
+			ids = append(ids, id)
+		}
+	}
+	return ids, nil
+}
+
+// Ready is closed when what ran before is adopted and both sockets are served.
+func (s *Service) Ready() <-chan struct{} { return s.ready }
+
+// Healthy asks the daemon, as any client would, what runs, and returns an error if no answer comes.
+func (s *Service) Healthy(ctx context.Context) error {
+	select {
+	case <-s.ready:
+	default:
+		return errors.New("host has not started yet")
+	}
+	ctx, cancel := context.WithTimeout(ctx, healthTime)
+	defer cancel()
+	_, err := s.self.Info(ctx, albatross.Name{})
+	return err
+}
+
+// healthTime is how long host may take to answer itself.
+const healthTime = 5 * time.Second
+
+// Run adopts what runs, starts what should, and serves until ctx ends. The unikernels run on.
+func (s *Service) Run(ctx context.Context) error {
+	defer s.bridges.handle.Close()
+	watchCtx, stopWatching := context.WithCancel(context.WithoutCancel(ctx))
+	defer s.watching.Wait()
+	defer stopWatching()
+	s.watchCtx = watchCtx
+
+	if err := s.adopt(); err != nil {
+		return err
+	}
+	vmmd, console, err := s.listen()
+	if err != nil {
+		return err
+	}
+	close(s.ready)
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return s.serve(ctx, vmmd, s.answer) })
+	g.Go(func() error { return s.serve(ctx, console, s.answerConsole) })
+	return g.Wait()
+}
+
+// listen makes the sockets that systemd did not hand over.
+func (s *Service) listen() (vmmd, console net.Listener, err error) {
+	vmmd, console = s.cfg.VMMD, s.cfg.Console
+	for _, l := range []struct {
+		to   *net.Listener
+		name string
+	}{{&vmmd, "vmmd.sock"}, {&console, "console.sock"}} {
+		if *l.to != nil {
+			continue
+		}
+		if *l.to, err = listenUnix(filepath.Join(s.cfg.RunDir, "util", l.name)); err != nil {
+			return nil, nil, err
+		}
+	}
+	return vmmd, console, nil
+}
+
+// listenUnix makes a socket that only this user and group can connect to. One that a killed host left behind is replaced, one that
+// answers is not.
+func listenUnix(path string) (net.Listener, error) {
+	if conn, err := net.DialTimeout("unix", path, time.Second); err == nil {
+		return nil, errors.Join(fmt.Errorf("listen on %s: another daemon serves it", path), conn.Close())
+	}
+	if err := removeFile(path); err != nil {
+		return nil, err
+	}
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("listen on %s: %w", path, err)
+	}
+	if err := os.Chmod(path, 0o660); err != nil {
+		return nil, errors.Join(fmt.Errorf("protect %s: %w", path, err), l.Close())
+	}
+	return l, nil
+}

@@ -1,0 +1,147 @@
+package host
+
+import (
+	"bytes"
+	"compress/zlib"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"fulmar/albatross"
+	"fulmar/solo5"
+)
+
+// refusal is an error that the client is told word for word: what it asked for cannot be done, and nothing was.
+type refusal string
+
+func (r refusal) Error() string { return string(r) }
+
+func refuse(format string, args ...any) error { return refusal(fmt.Sprintf(format, args...)) }
+
+// checkImage says whether the image can be run with args on a machine whose CPUs are cpus, in the words of albatross where it has some.
+// It decides alone from what it is given; that bridges exist is seen when they are used.
+func checkImage(image *solo5.Image, args albatross.Args, cpus []int) error {
+	if image.Target != solo5.SPT {
+		return refuse("unsupported solo5 target %s", image.Target)
+	}
+	if err := image.CheckTarget(solo5.SPT); err != nil {
+		return refusal(err.Error())
+	}
+	nets, blocks := deviceNames(args)
+	if !matches(image, solo5.NetDevice, nets) {
+		return refuse("specified bridge(s) does not match with the manifest. Devices present in manifest: %s", manifest(image))
+	}
+	if !matches(image, solo5.BlockDevice, blocks) {
+		return refuse("specified block device(s) does not match with the manifest. Devices present in manifest: %s", manifest(image))
+	}
+	if len(args.Blocks) > 0 {
+		return refuse("block devices are not supported")
+	}
+	if err := image.CheckMemory(args.Memory); err != nil {
+		return refusal(err.Error())
+	}
+	var strange []string
+	for _, id := range args.CPUIDs {
+		if !slices.Contains(cpus, id) {
+			strange = append(strange, fmt.Sprint(id))
+		}
+	}
+	if len(strange) > 0 {
+		return refuse("CPUids %s are not allowed by policy", strings.Join(strange, ", "))
+	}
+	return nil
+}
+
+// deviceNames lists the devices of the manifest that args attach.
+func deviceNames(args albatross.Args) (nets, blocks []string) {
+	for _, b := range args.Bridges {
+		nets = append(nets, b.Netif)
+	}
+	for _, b := range args.Blocks {
+		blocks = append(blocks, b.Name)
+	}
+	return nets, blocks
+}
+
+// matches says whether the names are exactly the image's devices of a type, each once.
+func matches(image *solo5.Image, t solo5.DeviceType, names []string) bool {
+	var want []string
+	for _, d := range image.Devices {
+		if d.Type == t {
+			want = append(want, d.Name)
+		}
+	}
+	slices.Sort(want)
+	return slices.Equal(want, slices.Sorted(slices.Values(names)))
+}
+
+// manifest lists the devices of an image for people.
+func manifest(image *solo5.Image) string {
+	kinds := map[solo5.DeviceType]string{solo5.NetDevice: "net", solo5.BlockDevice: "block"}
+	var list []string
+	for _, d := range image.Devices {
+		list = append(list, fmt.Sprintf("%s %q", kinds[d.Type], d.Name))
+	}
+	return strings.Join(list, ", ")
+}
+
+// arguments is the guest's command line: its name first if it is to be told.
+func arguments(name albatross.Name, args albatross.Args) []string {
+	if !args.AddName {
+		return args.Arguments
+	}
+	return append([]string{"--name=" + name.Label()}, args.Arguments...)
+}
+
+// bridgeName is the host's side of a network device.
+func bridgeName(b albatross.Bridge) string {
+	if b.Bridge == "" {
+		return b.Netif
+	}
+	return b.Bridge
+}
+
+// loaded is an image that was received or read back, and what it says of itself.
+type loaded struct {
+	bytes  []byte
+	digest []byte
+	*solo5.Image
+}
+
+// load reads an image as a create carries it; at most limit bytes may come out of a compressed one.
+func load(cfg albatross.Config, limit int) (loaded, error) {
+	if cfg.Typ != albatross.Solo5 {
+		return loaded{}, refuse("unsupported type of unikernel: %s", cfg.Typ)
+	}
+	data := cfg.Image
+	if cfg.Compressed {
+		var err error
+		if data, err = albatross.Uncompress(data, limit); err != nil {
+			return loaded{}, uncompressRefusal(err)
+		}
+	}
+	return inspect(data)
+}
+
+// uncompressRefusal words an error of a compressed image as albatross does.
+func uncompressRefusal(err error) error {
+	if errors.Is(err, zlib.ErrHeader) {
+		return refusal("failed to uncompress: Invalid Zlib header")
+	}
+	return refuse("failed to uncompress: %s", err)
+}
+
+// inspect reads what an image says of itself.
+func inspect(data []byte) (loaded, error) {
+	image, err := solo5.Read(bytes.NewReader(data), int64(len(data)))
+	if errors.Is(err, solo5.ErrNotSolo5) {
+		return loaded{}, refuse("error during ELF parsing")
+	}
+	if err != nil {
+		return loaded{}, refuse("error during ELF parsing: %s", err)
+	}
+	sum := sha256.Sum256(data)
+	return loaded{bytes: data, digest: sum[:], Image: image}, nil
+}

@@ -1,0 +1,54 @@
+package host
+
+import (
+	"errors"
+	"sync"
+)
+
+const (
+	slotsMax = 1 << 16 // user ids that are ours
+	noSlot   = -1
+)
+
+// errNoSlots reports that every user id is in use.
+var errNoSlots = errors.New("too many unikernels: every user id is in use")
+
+// slots gives each instance a small number, and so a user id, that no other has at the same time.
+type slots struct {
+	mu    sync.Mutex
+	taken map[int]bool
+	low   int // no slot below it is free
+}
+
+func newSlots() *slots { return &slots{taken: make(map[int]bool)} }
+
+// take returns the lowest free slot.
+func (s *slots) take() (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for ; s.low < slotsMax; s.low++ {
+		if !s.taken[s.low] {
+			s.taken[s.low] = true
+			return s.low, nil
+		}
+	}
+	return noSlot, errNoSlots
+}
+
+// claim takes a slot that an adopted instance has.
+func (s *slots) claim(slot int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.taken[slot] = true
+}
+
+// give makes a slot free again. There is nothing to do for noSlot.
+func (s *slots) give(slot int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if slot == noSlot {
+		return
+	}
+	delete(s.taken, slot)
+	s.low = min(s.low, slot)
+}

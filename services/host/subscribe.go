@@ -1,0 +1,82 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"net"
+	"time"
+
+	"fulmar/albatross"
+)
+
+// answerConsole carries out one command of console.sock. A subscription lasts until the client says or closes anything, does not keep up, or is
+// the oldest of too many.
+func (s *Service) answerConsole(ctx context.Context, conn net.Conn, request albatross.Wire) {
+	switch c := request.Payload.(type) {
+	case albatross.ConsoleSubscribe:
+		if !request.Name.HasLabel() {
+			s.reply(conn, request.Header, albatross.Failure("path used instead of name"))
+			return
+		}
+		from := sinceCount(c.Count)
+		if c.Since != nil {
+			from = sinceTime(*c.Since)
+		}
+		s.subscribe(ctx, conn, request.Header, from)
+	case albatross.ConsoleListInactive:
+		list := albatross.Consoles{}
+		for _, name := range s.consoles.inactive() {
+			if shown, ok := relative(name, request.Name); ok {
+				list = append(list, shown)
+			}
+		}
+		s.reply(conn, request.Header, list)
+	default:
+		s.reply(conn, request.Header, albatross.Failure("unknown command"))
+	}
+}
+
+// subscribe sends the lines of a console as they come.
+func (s *Service) subscribe(ctx context.Context, conn net.Conn, h albatross.Header, from since) {
+	con, sub, used := s.consoles.subscribe(h.Name, from)
+	defer con.unsubscribe(sub)
+	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
+	defer stop()
+	first := albatross.Text("subscribed")
+	if !used {
+		first = "waiting for VM"
+	}
+	s.reply(conn, h, first)
+
+	left := make(chan struct{})
+	go func() { // ends with the connection, which is closed when this function has returned at the latest
+		defer close(left)
+		_ = conn.SetReadDeadline(time.Time{})
+		_, _ = conn.Read(make([]byte, 1))
+	}()
+	defer func() {
+		_ = conn.Close()
+		<-left
+	}()
+	for {
+		select {
+		case <-left:
+			return
+		case l, open := <-sub.lines:
+			if !open || !s.send(conn, h.Name, l) {
+				return
+			}
+		}
+	}
+}
+
+// send sends one line, and says whether the client took it.
+func (s *Service) send(conn net.Conn, name albatross.Name, l line) bool {
+	_ = conn.SetWriteDeadline(time.Now().Add(writeTime))
+	err := albatross.WriteData(conn, name, albatross.ConsoleData{Time: l.at, Line: l.text})
+	if errors.Is(err, albatross.ErrValue) {
+		s.log.Error("could not encode a console line", "unikernel", name.String(), "err", err)
+		return true
+	}
+	return err == nil
+}
