@@ -84,4 +84,3 @@ func attribute(message []byte, kind uint16) []byte {
 	}
 	return attrs[kind].Value
 }
-

@@ -112,7 +112,7 @@ func (p *planner) generations(want Want) {
 	}
 	for _, pub := range want.Leaving {
 		p.explained[pub.Generation] = pub.Name()
-		if _, exists := p.have[tableFilter][chainOf(pub.Generation)]; exists {
+		if p.have.Guards(pub) {
 			p.part(tableFilter, pub, pub.guard)
 		}
 	}

@@ -48,6 +48,24 @@ func Parse(r io.Reader) (Ruleset, error) {
 	return all, nil
 }
 
+// Ours reports whether the kernel has anything of ours.
+func (r Ruleset) Ours() bool {
+	for _, chains := range r {
+		for chain := range chains {
+			if ours(chain) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// Guards reports whether the kernel has the guard of p.
+func (r Ruleset) Guards(p Publication) bool {
+	_, there := r[tableFilter][chainOf(p.Generation)]
+	return there
+}
+
 // ours reports whether a chain is ours: one that stands, or one of a generation.
 func ours(chain string) bool {
 	switch chain {

@@ -1,0 +1,249 @@
+package nat
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"time"
+
+	"fulmar/firewall"
+	fulmarv1 "fulmar/messages/fulmar/v1"
+)
+
+const (
+	quiet    = 50 * time.Millisecond  // without a change of the records, before what is old is removed
+	unquiet  = time.Second            // after which it is removed without quiet
+	breather = 100 * time.Millisecond // between two looks at what others changed
+	sweep    = time.Minute            // between two looks without any sign
+	retry    = 250 * time.Millisecond // after a look that failed, doubled each time up to the sweep
+)
+
+// rules is what the kernel has, as far as this process knows: it is the only one who publishes.
+type rules struct {
+	read        bool // whether the kernel was read and set right, so that only others can have changed it since
+	networks    []firewall.Network
+	shown       map[uint64]shown // by generation
+	unexplained []string
+}
+
+// shown is a publication of which the kernel has the guard, and the redirect too if clients are led to it.
+type shown struct {
+	firewall.Publication
+	redirected bool
+}
+
+// foreign takes note of a change of the firewall.
+func (s *Service) foreign(pid int) {
+	if s.kernel.Own(pid) {
+		return
+	}
+	select {
+	case s.changed <- struct{}{}:
+	default:
+	}
+}
+
+// follow makes the kernel follow the records until ctx ends: it looks at the kernel at start, after changes by others and
+// in a sweep, and removes what the records no longer want when they have come to rest. It calls followed after the first
+// look.
+func (s *Service) follow(ctx context.Context, followed func()) error {
+	heads, networks := s.heads.Changed(), s.networks.Changed()
+	failures := 0
+	look := func(cause string) time.Duration {
+		if err := s.look(ctx, cause); err != nil && ctx.Err() == nil {
+			s.log.Error("kernel did not follow the records", "cause", cause, "err", err)
+			failures++
+			return min(retry<<min(failures-1, 10), sweep)
+		}
+		failures = 0
+		return sweep
+	}
+	looks := time.NewTimer(look("start"))
+	defer looks.Stop()
+	followed()
+
+	tidies := time.NewTimer(quiet)
+	defer tidies.Stop()
+	rested := true
+	var since time.Time
+	unrest := func() {
+		if rested {
+			rested, since = false, time.Now()
+		}
+		tidies.Reset(min(quiet, max(0, unquiet-time.Since(since))))
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-heads: // taken anew before anything is read, so that no change is missed
+			heads = s.heads.Changed()
+			unrest()
+		case <-networks:
+			networks = s.networks.Changed()
+			unrest()
+		case <-tidies.C:
+			if s.waiting.Load() > 0 && time.Since(since) < unquiet {
+				unrest()
+				continue
+			}
+			rested = true
+			if err := s.tidy(ctx); err != nil && ctx.Err() == nil {
+				s.log.Warn("old rules were not removed", "err", err)
+				looks.Reset(look("tidy"))
+			}
+		case <-s.changed:
+			looks.Reset(look("foreign"))
+			pause(ctx, breather)
+		case <-looks.C:
+			looks.Reset(look("sweep"))
+		}
+	}
+}
+
+// pause waits for d, or until ctx ends.
+func pause(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
+}
+
+// look compares the kernel with the records and sets it right.
+func (s *Service) look(ctx context.Context, cause string) error {
+	s.turn.Lock()
+	defer s.turn.Unlock()
+	err := s.restore(ctx, cause)
+	return errors.Join(err, prepare(s.rules.networks))
+}
+
+// restore is the part of look that is about rules. The caller has the turn.
+func (s *Service) restore(ctx context.Context, cause string) error {
+	s.rules.read = false
+	have, err := s.kernel.Read(ctx) // before the records: what they do not explain then is nobody's
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(s.heads.CaughtUp(ctx), s.networks.CaughtUp(ctx)); err != nil {
+		return err
+	}
+	heads := s.heads.All()
+	want, bad := wanted(s.host, heads, s.networks.All())
+	if bad != nil {
+		s.log.Error("records made no sense", "err", bad)
+	}
+	if want.Empty() && !have.Ours() {
+		s.rules = rules{read: true, shown: map[uint64]shown{}}
+		return nil
+	}
+	plan := firewall.NewPlan(want, have)
+	if err := s.install(ctx, plan, cause); err != nil {
+		return err
+	}
+	before := s.rules.unexplained
+	s.rules = rules{read: true, networks: want.Networks, shown: known(want, have), unexplained: plan.Unexplained}
+	s.report(before)
+	for _, pub := range plan.Switched {
+		if err := s.flush(pub); err != nil {
+			return err
+		}
+	}
+	if err := s.kernel.Restore(ctx, plan.Remove); err != nil {
+		return err
+	}
+	return forget(unheld(heads, plan.Ended))
+}
+
+// install does what a plan says is missing. Hooks that stand behind somebody else's rules are moved only now and then:
+// whoever else wants to be first should not find an opponent.
+func (s *Service) install(ctx context.Context, plan firewall.Plan, cause string) error {
+	hooks := plan.Missing
+	if cause != "foreign" {
+		hooks = append(hooks, plan.Late...)
+	}
+	if plan.Install == "" && len(hooks) == 0 {
+		return nil
+	}
+	if err := s.kernel.Restore(ctx, plan.Install); err != nil {
+		return err
+	}
+	if err := s.kernel.Hook(hooks...); err != nil {
+		return err
+	}
+	s.metrics.restores.WithLabelValues(cause).Inc()
+	s.log.Info("rules were restored", "cause", cause, "hooks", len(hooks), "switched", len(plan.Switched))
+	return nil
+}
+
+// report tells, when it changes, which rules no record explains.
+func (s *Service) report(before []string) {
+	s.metrics.unexplained.Set(float64(len(s.rules.unexplained)))
+	if len(s.rules.unexplained) > 0 && !slices.Equal(before, s.rules.unexplained) {
+		s.log.Error("rules were left that no record explains", "deployments", s.rules.unexplained)
+	}
+}
+
+// known is what the kernel has once a plan is done.
+func known(want firewall.Want, have firewall.Ruleset) map[uint64]shown {
+	all := map[uint64]shown{}
+	add := func(pubs []firewall.Publication, redirected bool, there func(firewall.Publication) bool) {
+		for _, pub := range pubs {
+			if len(pub.Ports) > 0 && there(pub) {
+				all[pub.Generation] = shown{pub, redirected}
+			}
+		}
+	}
+	always := func(firewall.Publication) bool { return true }
+	add(want.Live, true, always)
+	add(want.Draining, false, always)
+	add(want.Leaving, false, have.Guards)
+	return all
+}
+
+// tidy removes, in one batch, the redirects of what is no longer live and the guards of what is gone.
+func (s *Service) tidy(ctx context.Context) error {
+	if s.networksMoved() {
+		return s.look(ctx, "network")
+	}
+	s.turn.Lock()
+	defer s.turn.Unlock()
+	if err := s.heads.CaughtUp(ctx); err != nil {
+		return err
+	}
+	redirects, guards := obsolete(s.heads.All(), s.rules.shown)
+	if err := s.kernel.Restore(ctx, firewall.Remove(redirects, guards)); err != nil {
+		return err
+	}
+	for _, pub := range redirects {
+		s.rules.shown[pub.Generation] = shown{pub, false}
+	}
+	for _, pub := range guards {
+		delete(s.rules.shown, pub.Generation)
+	}
+	return nil
+}
+
+// networksMoved reports whether the host's networks are not those whose base rules stand.
+func (s *Service) networksMoved() bool {
+	want, _ := wanted(s.host, nil, s.networks.All()) // what makes no sense is told when the kernel is looked at
+	s.turn.Lock()
+	defer s.turn.Unlock()
+	return !sameNetworks(want.Networks, s.rules.networks)
+}
+
+// obsolete gives the redirects of what is no longer live, and the guards of what is gone, of all that is shown.
+func obsolete(heads map[string]*fulmarv1.Head, all map[uint64]shown) (redirects, guards []firewall.Publication) {
+	for generation, pub := range all {
+		head := heads[pub.Stack]
+		over := gone(head, generation)
+		if pub.redirected && (over || stateOf(head, generation) > fulmarv1.State_STATE_LIVE) {
+			redirects = append(redirects, pub.Publication)
+		}
+		if over {
+			guards = append(guards, pub.Publication)
+		}
+	}
+	return redirects, guards
+}
