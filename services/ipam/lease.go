@@ -18,32 +18,20 @@ type pool struct {
 	reserved []netip.Prefix
 }
 
-// newPool reads a network, and refuses one that cannot be.
+// newPool reads a network, and refuses one that cannot give addresses.
 func newPool(n *fulmarv1.Network) (pool, error) {
-	p := pool{name: n.GetName()}
-	var err error
-	if p.prefix, err = netip.ParsePrefix(n.GetPrefix()); err != nil || !p.prefix.Addr().Is4() || p.prefix.Bits() < 8 || p.prefix.Bits() > 30 {
-		return p, refusePool(n, "prefix %q is not an IPv4 prefix of /8 to /30", n.GetPrefix())
+	if err := messages.CheckNetwork(n); err != nil {
+		return pool{}, messages.Refuse(fulmarv1.ReasonCode_REASON_CODE_INVALID, "%w", err)
 	}
-	p.prefix = p.prefix.Masked()
-	if p.gateway, err = netip.ParseAddr(n.GetGateway()); err != nil || !p.prefix.Contains(p.gateway) {
-		return p, refusePool(n, "gateway %q is not an address of %s", n.GetGateway(), p.prefix)
-	}
-	for _, r := range n.GetReserved() {
-		prefix, err := netip.ParsePrefix(r)
-		if addr, aerr := netip.ParseAddr(r); aerr == nil {
-			prefix, err = netip.PrefixFrom(addr, addr.BitLen()), nil
-		}
+	p := pool{name: n.GetName(), prefix: netip.MustParsePrefix(n.GetPrefix()), gateway: netip.MustParseAddr(n.GetGateway())}
+	for _, s := range n.GetReserved() {
+		r, err := messages.ParseReserved(s)
 		if err != nil {
-			return p, refusePool(n, "reserved %q is neither an address nor a prefix", r)
+			return p, messages.Refuse(fulmarv1.ReasonCode_REASON_CODE_INVALID, "%w", err)
 		}
-		p.reserved = append(p.reserved, prefix)
+		p.reserved = append(p.reserved, r)
 	}
 	return p, nil
-}
-
-func refusePool(n *fulmarv1.Network, format string, args ...any) error {
-	return messages.Refuse(fulmarv1.ReasonCode_REASON_CODE_INVALID, "network %s: "+format, append([]any{n.GetName()}, args...)...)
 }
 
 // size is the number of addresses of the prefix.

@@ -1,0 +1,188 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"sigs.k8s.io/yaml"
+
+	"fulmar/bus"
+	"fulmar/messages"
+	fulmarv1 "fulmar/messages/fulmar/v1"
+	"fulmar/solo5"
+)
+
+type deployCmd struct {
+	change
+	Image    string        `arg:"" optional:"" help:"Image: a file, an http(s) URL (with --sha256) or the SHA-256 of an object in the store."`
+	File     string        `short:"f" placeholder:"SPEC" help:"Request as YAML or JSON (DeployRequest); image files are relative to it. - is standard input."`
+	Port     []string      `short:"p" placeholder:"PORT:TARGET/PROTO" sep:"none" help:"Port of the host that leads to the unit: 8080:80/tcp."`
+	Arg      []string      `short:"a" sep:"none" placeholder:"ARG" help:"Argument, a template: --ipv4={{.IP}}/{{.PrefixLen}}."`
+	Memory   uint32        `placeholder:"MB" help:"Memory in MB (default 32)."`
+	CPU      []uint32      `name:"cpu" help:"Ids of the CPUs it may run on."`
+	Device   string        `help:"Net device of the image's manifest (default: the only one)."`
+	Health   []string      `sep:"none" placeholder:"CHECK" help:"icmp, tcp:PORT, http:PORT/PATH[=STATUS] or dns:PORT/NAME (default: tcp of each published port, else icmp)."`
+	Interval time.Duration `help:"Time between two checks (default 1s)."`
+	Checks   uint32        `help:"Good checks in a row that make it healthy (default 1)."`
+	Network  string        `help:"Network that gives the address (default: the stack's, or the only one)."`
+	Staged   bool          `help:"Start and check it beside what is live, for a later promote."`
+	Deadline time.Duration `help:"From request to publication at most (default 1m)."`
+	Drain    time.Duration `default:"-1ns" placeholder:"1m" help:"How long established connections of what is replaced may last (default 1m)."`
+	SHA256   string        `name:"sha256" help:"SHA-256 that the image must have."`
+}
+
+// Run uploads the image, asks for the deployment and follows it.
+func (c *deployCmd) Run(e *env) error {
+	r, dir, err := c.build(os.Stdin)
+	if err != nil {
+		return err
+	}
+	if _, err := messages.Normalize(c.Stack, r); err != nil { // before anything is uploaded
+		return err
+	}
+	b, closeBus, err := e.connect()
+	if err != nil {
+		return err
+	}
+	defer closeBus()
+	head, _, err := b.Heads.Get(e.ctx, c.Stack)
+	if err != nil {
+		return err
+	}
+	if r.IfNewest == nil {
+		newest := head.GetNewest()
+		r.IfNewest = &newest
+	}
+	for _, u := range r.GetUnits() {
+		if path := u.GetImage().GetFile(); path != "" {
+			if u.Image.Source, err = upload(e.ctx, b, dir, path, u.GetImage().GetSha256()); err != nil {
+				return err
+			}
+		}
+	}
+	return c.send(e, b, fulmarv1.Kind_KIND_DEPLOY, r)
+}
+
+// build makes the request of the command line, and gives the directory that its image files are relative to.
+func (c *deployCmd) build(stdin io.Reader) (*fulmarv1.DeployRequest, string, error) {
+	if c.File != "" {
+		if c.Image != "" {
+			return nil, "", errors.New("give an IMAGE or a spec with -f, not both")
+		}
+		return readSpec(c.File, stdin)
+	}
+	if c.Image == "" {
+		return nil, "", errors.New("give an IMAGE, or a spec with -f")
+	}
+	u := &fulmarv1.UnitSpec{Args: c.Arg, Memory: c.Memory, Cpus: c.CPU, Device: c.Device, Image: imageOf(c.Image, c.SHA256)}
+	for _, s := range c.Port {
+		p, err := parsePort(s)
+		if err != nil {
+			return nil, "", err
+		}
+		u.Ports = append(u.Ports, p)
+	}
+	for _, s := range c.Health {
+		h, err := parseHealth(s)
+		if err != nil {
+			return nil, "", err
+		}
+		if c.Interval != 0 {
+			h.Interval = durationpb.New(c.Interval)
+		}
+		h.Successes = c.Checks
+		u.Health = append(u.Health, h)
+	}
+	r := &fulmarv1.DeployRequest{Units: []*fulmarv1.UnitSpec{u}, Network: c.Network, Staged: c.Staged}
+	if c.Deadline != 0 {
+		r.Deadline = durationpb.New(c.Deadline)
+	}
+	if c.Drain >= 0 {
+		r.Drain = durationpb.New(c.Drain)
+	}
+	return r, ".", nil
+}
+
+func readSpec(file string, stdin io.Reader) (*fulmarv1.DeployRequest, string, error) {
+	var text []byte
+	var err error
+	dir := "."
+	if file == "-" {
+		text, err = io.ReadAll(stdin)
+	} else {
+		text, err = os.ReadFile(file)
+		dir = filepath.Dir(file)
+	}
+	if err != nil {
+		return nil, "", fmt.Errorf("read the spec: %w", err)
+	}
+	body, err := yaml.YAMLToJSON(text)
+	if err != nil {
+		return nil, "", fmt.Errorf("spec %s: %w", file, err)
+	}
+	m, err := messages.DecodeRequest(fulmarv1.Kind_KIND_DEPLOY, body)
+	if err != nil {
+		return nil, "", fmt.Errorf("spec %s: %w", file, err)
+	}
+	return m.(*fulmarv1.DeployRequest), dir, nil
+}
+
+// imageOf tells the three sources of an image apart. A relative file gets absolute when it is uploaded.
+func imageOf(s, sha string) *fulmarv1.Image {
+	i := &fulmarv1.Image{Sha256: sha}
+	switch {
+	case strings.HasPrefix(s, "http://"), strings.HasPrefix(s, "https://"):
+		i.Source = &fulmarv1.Image_Url{Url: s}
+	case messages.IsDigest(strings.ToLower(s)):
+		i.Source = &fulmarv1.Image_Object{Object: strings.ToLower(s)}
+	default:
+		i.Source = &fulmarv1.Image_File{File: s}
+	}
+	return i
+}
+
+// upload puts an image file into the object store under its digest, unless it is there, and gives it as a source.
+func upload(ctx context.Context, b *bus.Bus, dir, path, want string) (*fulmarv1.Image_Object, error) {
+	if !filepath.IsAbs(path) {
+		path = filepath.Join(dir, path)
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("image: %w", err)
+	}
+	defer f.Close()
+	h := sha256.New()
+	size, err := io.Copy(h, f)
+	if err != nil {
+		return nil, fmt.Errorf("image %s: %w", path, err)
+	}
+	digest := hex.EncodeToString(h.Sum(nil))
+	if want != "" && !strings.EqualFold(want, digest) {
+		return nil, fmt.Errorf("image %s: its SHA-256 is %s, not %s", path, digest, want)
+	}
+	if _, err := solo5.Read(f, size); err != nil {
+		return nil, fmt.Errorf("image %s: %w", path, err)
+	}
+	if _, err := b.Images.GetInfo(ctx, digest); errors.Is(err, jetstream.ErrObjectNotFound) {
+		if _, err := f.Seek(0, io.SeekStart); err != nil {
+			return nil, fmt.Errorf("image %s: %w", path, err)
+		}
+		_, err = b.Images.Put(ctx, jetstream.ObjectMeta{Name: digest}, f)
+		if err != nil {
+			return nil, fmt.Errorf("upload image %s: %w", path, err)
+		}
+	} else if err != nil {
+		return nil, fmt.Errorf("upload image %s: %w", path, err)
+	}
+	return &fulmarv1.Image_Object{Object: digest}, nil
+}

@@ -1,0 +1,295 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"fulmar/bus"
+	"fulmar/messages"
+	fulmarv1 "fulmar/messages/fulmar/v1"
+)
+
+// table prints rows for people in columns.
+func (e *env) table(header string, rows []string) error {
+	w := tabwriter.NewWriter(e.out, 0, 8, 2, ' ', 0)
+	if _, err := fmt.Fprintln(w, strings.ReplaceAll(header, " ", "\t")); err != nil {
+		return err
+	}
+	for _, r := range rows {
+		if _, err := fmt.Fprintln(w, r); err != nil {
+			return err
+		}
+	}
+	return w.Flush()
+}
+
+type psCmd struct {
+	All bool `short:"a" help:"Stacks without units too."`
+}
+
+// Run lists the stacks and their instances.
+func (c *psCmd) Run(e *env) error {
+	b, closeBus, err := e.connect()
+	if err != nil {
+		return err
+	}
+	defer closeBus()
+	heads, err := b.Heads.All(e.ctx)
+	if err != nil {
+		return err
+	}
+	hosts, err := b.Hosts.All(e.ctx)
+	if err != nil {
+		return err
+	}
+	running := onHosts(hosts)
+	var rows []string
+	for _, stack := range slices.Sorted(maps.Keys(heads)) {
+		if e.cli.JSON {
+			if err := e.printProto(heads[stack]); err != nil {
+				return err
+			}
+			continue
+		}
+		for _, d := range heads[stack].GetDeployments() {
+			rows = append(rows, deploymentRows(stack, d, running, c.All)...)
+		}
+	}
+	if e.cli.JSON {
+		return nil
+	}
+	return e.table("DEPLOYMENT STATE UNIT INSTANCE ADDRESS PORTS RUNS HOST", rows)
+}
+
+// onHosts gives what the hosts said of each instance, by its name.
+func onHosts(hosts map[string]*fulmarv1.Host) map[string]*fulmarv1.HostInstance {
+	all := map[string]*fulmarv1.HostInstance{}
+	for _, h := range hosts {
+		for _, i := range h.GetInstances() {
+			all[i.GetName()] = i
+		}
+	}
+	return all
+}
+
+func deploymentRows(stack string, d *fulmarv1.HeadDeployment, running map[string]*fulmarv1.HostInstance, all bool) []string {
+	name, state := messages.DeploymentName(stack, d.GetGeneration()), stateName(d.GetState())
+	if len(d.GetInstances()) == 0 {
+		if !all && d.GetState() == fulmarv1.State_STATE_LIVE {
+			return nil
+		}
+		return []string{fmt.Sprintf("%s\t%s\t-\t-\t-\t-\t-\t%s", name, state, d.GetHost())}
+	}
+	var rows []string
+	for _, i := range d.GetInstances() {
+		published := "-"
+		if d.GetState() == fulmarv1.State_STATE_LIVE {
+			published = strings.Join(portList(specOf(d.GetContent(), i.GetUnit())), ",")
+		}
+		rows = append(rows, fmt.Sprintf("%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s", name, state, i.GetUnit(), i.GetName(), i.GetAddress(), published, runs(running[i.GetName()]), d.GetHost()))
+	}
+	return rows
+}
+
+func portList(u *fulmarv1.UnitSpec) []string {
+	var list []string
+	for _, p := range u.GetPorts() {
+		list = append(list, fmt.Sprintf("%d:%d/%s", p.GetPort(), p.GetTarget(), p.GetProtocol()))
+	}
+	return list
+}
+
+func runs(i *fulmarv1.HostInstance) string {
+	switch {
+	case i == nil:
+		return "no"
+	case i.GetRunning():
+		return "yes"
+	}
+	return i.GetExit()
+}
+
+func stateName(s fulmarv1.State) string {
+	return strings.ToLower(strings.TrimPrefix(s.String(), "STATE_"))
+}
+
+type describeCmd struct {
+	Stack string `arg:"" help:"Name of the stack."`
+}
+
+// Run says everything about a stack.
+func (c *describeCmd) Run(e *env) error {
+	b, closeBus, err := e.connect()
+	if err != nil {
+		return err
+	}
+	defer closeBus()
+	head, rev, err := b.Heads.Get(e.ctx, c.Stack)
+	if err != nil {
+		return err
+	}
+	if rev == 0 {
+		return fmt.Errorf("there is no stack %q; fulmar ps -a lists them", c.Stack)
+	}
+	if e.cli.JSON {
+		return e.printProto(head)
+	}
+	hosts, err := b.Hosts.All(e.ctx)
+	if err != nil {
+		return err
+	}
+	running := onHosts(hosts)
+	fmt.Fprintf(e.out, "stack %s, newest generation %d\n", head.GetStack(), head.GetNewest())
+	for _, d := range head.GetDeployments() {
+		fmt.Fprintf(e.out, "\n%s  %s on host %s, network %s, drain %s\n", messages.DeploymentName(c.Stack, d.GetGeneration()), stateName(d.GetState()), d.GetHost(), d.GetContent().GetNetwork(), d.GetContent().GetDrain().AsDuration())
+		describeContent(e, d.GetContent())
+		for _, i := range d.GetInstances() {
+			fmt.Fprintf(e.out, "  instance %s at %s, runs: %s\n", i.GetName(), i.GetAddress(), runs(running[i.GetName()]))
+		}
+	}
+	if head.GetPrevious() != nil {
+		fmt.Fprintf(e.out, "\nprevious content (fulmar rollback %s)\n", c.Stack)
+		describeContent(e, head.GetPrevious())
+	}
+	fmt.Fprintln(e.out, "\nevents")
+	return (&eventsCmd{Stack: c.Stack}).print(e, b)
+}
+
+func describeContent(e *env, c *fulmarv1.Content) {
+	for _, u := range c.GetUnits() {
+		image := u.GetImage().GetSha256()
+		if image == "" {
+			image = u.GetImage().GetFile() + u.GetImage().GetObject() + u.GetImage().GetUrl()
+		}
+		fmt.Fprintf(e.out, "  unit %s: image %s, memory %d MB, ports %s, args %q\n", u.GetName(), image, u.GetMemory(), strings.Join(portList(u), ","), u.GetArgs())
+	}
+}
+
+type eventsCmd struct {
+	Stack  string `arg:"" optional:"" help:"Only this stack."`
+	Follow bool   `short:"f" help:"Go on with what happens from now on."`
+}
+
+// Run prints what happened.
+func (c *eventsCmd) Run(e *env) error {
+	b, closeBus, err := e.connect()
+	if err != nil {
+		return err
+	}
+	defer closeBus()
+	return c.print(e, b)
+}
+
+func (c *eventsCmd) print(e *env, b *bus.Bus) error {
+	stack := "*"
+	if c.Stack != "" {
+		if err := messages.CheckName("stack", c.Stack); err != nil {
+			return err
+		}
+		stack = c.Stack
+	}
+	err := readEvents(e.ctx, b, 0, c.Follow, func(s said) (bool, error) {
+		if e.cli.JSON {
+			return false, e.printSaid(s)
+		}
+		what := facts(s)
+		if s.subject.Verb.Observation() {
+			what = s.subject.Unit + ": " + s.event.GetReason()
+		}
+		_, err := fmt.Fprintln(e.out, strings.TrimRight(fmt.Sprintf("%s  %-12s %-10s %s", s.time.Local().Format("2006-01-02 15:04:05.000"),
+			messages.DeploymentName(s.subject.Stack, s.subject.Generation), s.subject.Verb, what), " "))
+		return false, err
+	}, messages.StackFilter(stack))
+	if errors.Is(err, context.Canceled) {
+		return nil // the user has seen enough
+	}
+	return err
+}
+
+type logsCmd struct {
+	Stack  string `arg:"" help:"Name of the stack."`
+	Unit   string `short:"u" help:"Only this unit."`
+	Follow bool   `short:"f" help:"Go on with what is printed from now on."`
+	Lines  int    `short:"n" default:"100" help:"Lines of history of each instance at most."`
+}
+
+// Run prints the consoles of a stack's instances.
+func (c *logsCmd) Run(e *env) error {
+	b, closeBus, err := e.connect()
+	if err != nil {
+		return err
+	}
+	defer closeBus()
+	head, rev, err := b.Heads.Get(e.ctx, c.Stack)
+	if err != nil {
+		return err
+	}
+	if rev == 0 {
+		return fmt.Errorf("there is no stack %q; fulmar ps -a lists them", c.Stack)
+	}
+	live := make(chan *nats.Msg, 1024)
+	if c.Follow { // before the history, so that no line falls between
+		unit := "*"
+		if c.Unit != "" {
+			unit = c.Unit
+		}
+		sub, err := b.NC.ChanSubscribe(messages.ConsoleSubject("*", c.Stack+"."+unit+".*"), live)
+		if err != nil {
+			return fmt.Errorf("follow the consoles of %s: %w", c.Stack, err)
+		}
+		defer func() { _ = sub.Unsubscribe() }()
+	}
+	if err := c.history(e, b, head); err != nil {
+		return err
+	}
+	for c.Follow {
+		select {
+		case <-e.ctx.Done():
+			return nil
+		case m := <-live:
+			instance := strings.Join(strings.Split(m.Subject, ".")[3:], ".")
+			if err := c.line(e, instance, m.Header.Get(messages.TimeHeader), string(m.Data)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (c *logsCmd) history(e *env, b *bus.Bus, head *fulmarv1.Head) error {
+	seen := map[string]bool{}
+	for _, d := range head.GetDeployments() {
+		for _, i := range d.GetInstances() {
+			if seen[i.GetName()] || c.Unit != "" && c.Unit != i.GetUnit() {
+				continue
+			}
+			seen[i.GetName()] = true
+			lines, err := b.Console(e.ctx, d.GetHost(), i.GetName(), c.Lines)
+			if err != nil {
+				return err
+			}
+			for _, l := range lines {
+				if err := c.line(e, i.GetName(), l.GetTime().AsTime().Format(time.RFC3339Nano), l.GetLine()); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}
+
+func (c *logsCmd) line(e *env, instance, at, line string) error {
+	if e.cli.JSON {
+		return e.printJSON(map[string]string{"instance": instance, "time": at, "line": line})
+	}
+	_, err := fmt.Fprintf(e.out, "%s | %s\n", instance, line)
+	return err
+}

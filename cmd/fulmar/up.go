@@ -1,0 +1,193 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/oklog/run"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"fulmar/bus"
+	"fulmar/messages"
+	fulmarv1 "fulmar/messages/fulmar/v1"
+	"fulmar/services/builder"
+	"fulmar/services/gc"
+	"fulmar/services/host"
+	"fulmar/services/ipam"
+	"fulmar/services/monitor"
+	"fulmar/services/nat"
+	"fulmar/services/vmm"
+)
+
+type upCmd struct {
+	Data     string        `default:"/var/lib/fulmar" env:"FULMAR_DATA" help:"Directory of what must stay through a boot."`
+	RunDir   string        `default:"/run/fulmar" env:"FULMAR_RUN_DIR" help:"Directory of the host's sockets."`
+	Listen   string        `default:"127.0.0.1:4222" env:"FULMAR_LISTEN" help:"Address of the bus."`
+	Host     string        `default:"${host}" env:"FULMAR_HOST" help:"Name of this host."`
+	Network  string        `default:"default" help:"Network to make if there is none."`
+	Bridge   string        `default:"fulmar0" help:"Its bridge, made if it is missing."`
+	Prefix   netip.Prefix  `default:"10.80.0.1/24" help:"Its prefix, with this host's own address in it."`
+	Cgroup   string        `default:"fulmar" help:"Control group of the unikernels, below /sys/fs/cgroup."`
+	UIDBase  int           `default:"900000" help:"First of 65536 user and group ids of unikernels."`
+	FileRoot string        `default:"/" help:"Directory below which a request may name image files. Empty: none."`
+	Rest     time.Duration `default:"1m" help:"How long an address rests before another instance gets it."`
+	HTTP     string        `name:"http" placeholder:"ADDR" env:"FULMAR_HTTP" help:"Address that serves /healthz and /metrics. Empty: none."`
+	Verbose  bool          `short:"v" help:"Log every step."`
+}
+
+// Run runs everything until a signal comes.
+func (c *upCmd) Run(e *env) error {
+	if err := messages.CheckName("host", c.Host); err != nil {
+		return err
+	}
+	if os.Geteuid() != 0 {
+		return errors.New("up needs root: it makes taps, cgroups and firewall rules")
+	}
+	level := slog.LevelWarn
+	if c.Verbose {
+		level = slog.LevelInfo
+	}
+	log := slog.New(slog.NewTextHandler(e.err, &slog.HandlerOptions{Level: level}))
+	server, err := bus.StartServer(filepath.Join(c.Data, "bus"), c.Listen)
+	if err != nil {
+		return err
+	}
+	defer server.Stop()
+	reg := prometheus.NewRegistry()
+	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	networks, err := c.networks(e.ctx, server)
+	if err != nil {
+		return err
+	}
+	var g run.Group
+	if err := c.addHost(&g, log, reg); err != nil {
+		return err
+	}
+	if err := c.addServices(&g, server, log, reg); err != nil {
+		return err
+	}
+	if c.HTTP != "" {
+		if err := bus.ServeHTTP(&g, c.HTTP, reg, func() error { return nil }); err != nil {
+			return err
+		}
+	}
+	g.Add(run.SignalHandler(context.WithoutCancel(e.ctx), os.Interrupt, syscall.SIGTERM))
+	fmt.Fprintf(e.out, "fulmar %s is up on host %s: bus %s, %s\n", bus.Version, c.Host, server.URL(), networks)
+	if err := g.Run(); !errors.Is(err, run.ErrSignal) {
+		return err
+	}
+	return nil
+}
+
+// networks makes the network if there is none, and the bridges of this host's networks that are missing.
+func (c *upCmd) networks(ctx context.Context, server *bus.Server) (string, error) {
+	nc, err := server.Connect("up")
+	if err != nil {
+		return "", err
+	}
+	defer nc.Close()
+	b, err := bus.Open(ctx, nc, bus.Options{Service: "up", Host: c.Host})
+	if err != nil {
+		return "", err
+	}
+	all, err := b.Networks.All(ctx)
+	if err != nil {
+		return "", err
+	}
+	if len(all) == 0 {
+		n := &fulmarv1.Network{Name: c.Network, Host: c.Host, Bridge: c.Bridge, Prefix: c.Prefix.Masked().String(), Gateway: c.Prefix.Addr().String()}
+		if err := messages.CheckNetwork(n); err != nil {
+			return "", err
+		}
+		if err := b.Networks.Put(ctx, n.GetName(), n, 0); err != nil {
+			return "", err
+		}
+		all = map[string]*fulmarv1.Network{n.GetName(): n}
+	}
+	text := ""
+	for _, n := range all {
+		if n.GetHost() != c.Host {
+			continue
+		}
+		if err := ensureBridge(n); err != nil {
+			return "", err
+		}
+		text += fmt.Sprintf("network %s %s on bridge %s, ", n.GetName(), n.GetPrefix(), n.GetBridge())
+	}
+	if text == "" {
+		return "no network on this host", nil
+	}
+	return text[:len(text)-2], nil
+}
+
+func (c *upCmd) addHost(g *run.Group, log *slog.Logger, reg prometheus.Registerer) error {
+	svc, err := host.New(host.Config{RunDir: c.RunDir, StateDir: filepath.Join(c.Data, "host"), Cgroup: c.Cgroup, UIDBase: c.UIDBase}, log.With("service", "host"), reg)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	g.Add(func() error { return named("host", svc.Run(ctx)) }, func(error) { cancel() })
+	return nil
+}
+
+// addServices adds the six services, each with a connection of its own.
+func (c *upCmd) addServices(g *run.Group, server *bus.Server, log *slog.Logger, reg *prometheus.Registry) error {
+	services := []struct {
+		name, host string
+		create     func(*bus.Bus, prometheus.Registerer) (bus.Service, error)
+	}{
+		{"builder", "", func(b *bus.Bus, _ prometheus.Registerer) (bus.Service, error) {
+			return builder.New(b, builder.Config{FileRoot: c.FileRoot, MaxImage: 256 << 20, Fetch: 5 * time.Minute}), nil
+		}},
+		{"ipam", "", func(b *bus.Bus, r prometheus.Registerer) (bus.Service, error) {
+			return ipam.New(b, ipam.Config{Rest: c.Rest, Sweep: 30 * time.Second}, r), nil
+		}},
+		{"vmm", c.Host, func(b *bus.Bus, r prometheus.Registerer) (bus.Service, error) {
+			return vmm.New(b, vmm.Config{Host: c.Host, Dir: c.RunDir, Cache: filepath.Join(c.Data, "images")}, r)
+		}},
+		{"monitor", c.Host, func(b *bus.Bus, r prometheus.Registerer) (bus.Service, error) {
+			return monitor.New(b, monitor.Config{Host: c.Host}, r)
+		}},
+		{"nat", c.Host, func(b *bus.Bus, r prometheus.Registerer) (bus.Service, error) { return nat.New(b, c.Host, r) }},
+		{"gc", c.Host, func(b *bus.Bus, r prometheus.Registerer) (bus.Service, error) {
+			return gc.New(b, gc.Config{Host: c.Host}, r)
+		}},
+	}
+	for _, s := range services {
+		nc, err := server.Connect(s.name)
+		if err != nil {
+			return err
+		}
+		r := prometheus.WrapRegistererWith(prometheus.Labels{"service": s.name}, reg)
+		b, err := bus.Open(context.Background(), nc, bus.Options{Service: s.name, Host: s.host, Log: log.With("service", s.name), Register: r})
+		if err != nil {
+			return err
+		}
+		svc, err := s.create(b, r)
+		if err != nil {
+			return err
+		}
+		ctx, cancel := context.WithCancel(context.Background())
+		g.Add(func() error {
+			defer nc.Close()
+			return named(s.name, b.RunService(ctx, svc))
+		}, func(error) { cancel() })
+	}
+	return nil
+}
+
+// named says which service ended.
+func named(service string, err error) error {
+	if err != nil {
+		return fmt.Errorf("%s: %w", service, err)
+	}
+	return nil
+}
