@@ -1,0 +1,121 @@
+package vmm
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"fulmar/albatross"
+	"fulmar/messages"
+)
+
+// TimeHeader is the header of a console line that says when it was written, in the form of [time.RFC3339Nano].
+const TimeHeader = "Fulmar-Time"
+
+const (
+	backlog     = 1024        // lines of the past that are asked for
+	refollow    = time.Second // between two subscriptions to one console
+	consoleTick = time.Millisecond
+)
+
+// follow is one console that is followed.
+type follow struct {
+	cancel context.CancelFunc
+	origin
+	passed bool // a line was, since the last subscription
+	tail   Tail
+}
+
+// followAll begins to follow the consoles that are wanted and ends with those that are not.
+func (w *watcher) followAll(ctx context.Context, following *sync.WaitGroup) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for name, f := range w.follows {
+		if _, wanted := w.want[name]; !wanted {
+			f.cancel()
+			delete(w.follows, name)
+		}
+	}
+	for name, o := range w.want {
+		if w.follows[name] != nil {
+			continue
+		}
+		ctx, cancel := context.WithCancel(ctx)
+		o.from = o.from.Truncate(consoleTick) // a console knows no finer time
+		f := &follow{cancel: cancel, origin: o}
+		w.follows[name] = f
+		following.Go(func() { w.follow(ctx, name, f) })
+	}
+}
+
+// follow passes on the lines of a console until ctx ends. Whatever ends the subscription, there is another one.
+func (w *watcher) follow(ctx context.Context, instance string, f *follow) {
+	name, err := nameOf(w.path, instance)
+	if err != nil {
+		w.log.Error("console was not followed", "unikernel", instance, "err", err)
+		return
+	}
+	t := time.NewTimer(0)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+		}
+		err := w.client.Subscribe(ctx, name, albatross.ConsoleSubscribe{Count: backlog}, func(l albatross.ConsoleLine) error {
+			return w.line(instance, f, l.ConsoleData)
+		})
+		if err != nil && ctx.Err() == nil {
+			w.log.Debug("console was lost", "unikernel", instance, "err", err)
+		}
+		w.mu.Lock()
+		if f.passed { // the next subscription begins with the same lines
+			f.from, f.passed = f.from.Add(consoleTick), false
+		}
+		w.mu.Unlock()
+		t.Reset(refollow)
+	}
+}
+
+// line takes one line of a console. Those from before its origin were passed on by somebody else or belong to nobody any
+// more; they only tell what was last.
+func (w *watcher) line(instance string, f *follow, l albatross.ConsoleData) error {
+	w.mu.Lock()
+	tail := f.tail.add(l.Line)
+	old := l.Time.Before(f.from)
+	if old {
+		f.tail.Line = tail.Line
+	} else {
+		f.tail, f.from, f.passed = tail, l.Time, true
+	}
+	exited := !old && tail.Exit != ""
+	if exited {
+		w.hurry = time.Now().Add(hurryTime)
+	}
+	w.mu.Unlock()
+	if exited {
+		w.again()
+	}
+	if old || f.silent {
+		return nil
+	}
+	w.metrics.lines.Inc()
+	return w.bus.NC.PublishMsg(&nats.Msg{
+		Subject: messages.ConsoleSubject(w.config.Host, instance), Data: []byte(l.Line),
+		Header: nats.Header{TimeHeader: []string{l.Time.Format(time.RFC3339Nano)}},
+	})
+}
+
+// tails gives the ends of the consoles that are followed.
+func (w *watcher) tails() map[string]Tail {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	tails := map[string]Tail{}
+	for name, f := range w.follows {
+		tails[name] = f.tail
+	}
+	return tails
+}

@@ -1,0 +1,229 @@
+// Package vmm starts and stops the instances of one host, by the host's albatross daemon, and writes down what runs there.
+//
+// It hears leased and says started, and hears drained and says stopped. Its state is the daemon's: it asks what runs. The
+// record of its host in the bucket fulmar-hosts is what it saw last; beside that it only caches images, on disk by digest,
+// and passes on the lines of the instances' consoles, which are not kept.
+//
+// The invariant it guards: an instance is created only before its deployment's deadline, which is looked at right before
+// each create, and what is stopped is what drained names and nothing else. Names are never used for another instance, so
+// whatever comes late or twice hits the same one.
+package vmm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+
+	"fulmar/albatross"
+	"fulmar/bus"
+	"fulmar/messages"
+	fulmarv1 "fulmar/messages/fulmar/v1"
+)
+
+// Defaults of a configuration.
+const (
+	DefaultCacheBytes = 1 << 30
+	DefaultPoll       = time.Second
+)
+
+// stopTime bounds one destroy: a daemon that does not answer is asked again.
+const stopTime = 30 * time.Second
+
+// Config says which host vmm serves and how.
+type Config struct {
+	Host       string        // its name
+	Dir        string        // run directory of its albatross daemon: sockets are in util/
+	Path       string        // path of the names it gives to albatross, as "a:b"; empty: the root
+	Cache      string        // directory for images; made if it is missing
+	CacheBytes int64         // of images in it at most; 0 means DefaultCacheBytes
+	Targets    []string      // that the daemon runs; nil means spt
+	CPUs       []int         // CPU ids of units that name none; a real albatrossd wants some
+	Poll       time.Duration // between two looks at what runs; 0 means DefaultPoll
+}
+
+// Service is vmm of one host.
+type Service struct {
+	bus     *bus.Bus
+	log     *slog.Logger
+	config  Config
+	path    albatross.Path
+	client  *albatross.Client
+	images  *images
+	watcher *watcher
+	metrics metrics
+}
+
+// New makes vmm of a host, and its cache directory. It starts nothing.
+func New(b *bus.Bus, c Config, reg prometheus.Registerer) (*Service, error) {
+	if err := messages.CheckName("host", c.Host); err != nil {
+		return nil, err
+	}
+	path, err := albatross.ParsePath(c.Path)
+	if err != nil {
+		return nil, err
+	}
+	if c.Targets == nil {
+		c.Targets = []string{"spt"}
+	}
+	if c.Poll <= 0 {
+		c.Poll = DefaultPoll
+	}
+	if c.CacheBytes <= 0 {
+		c.CacheBytes = DefaultCacheBytes
+	}
+	if err := os.MkdirAll(c.Cache, dirMode); err != nil {
+		return nil, fmt.Errorf("make image cache: %w", err)
+	}
+	s := &Service{bus: b, log: b.Log, config: c, path: path, client: &albatross.Client{Dir: c.Dir}, metrics: newMetrics(reg)}
+	s.images = &images{store: b.Images, dir: c.Cache, limit: c.CacheBytes, metrics: s.metrics}
+	s.watcher = newWatcher(b, c, path, s.client, s.metrics)
+	return s, nil
+}
+
+// Run starts, stops and watches until ctx ends, which is no error. The instances run on.
+func (s *Service) Run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		return s.bus.Run(ctx, bus.Step{
+			Name: "vmm-start-" + s.config.Host, Hears: []messages.Verb{messages.Leased}, Host: s.config.Host, Handle: s.start,
+		})
+	})
+	g.Go(func() error {
+		return s.bus.Run(ctx, bus.Step{
+			Name: "vmm-stop-" + s.config.Host, Hears: []messages.Verb{messages.Drained}, Host: s.config.Host, Handle: s.stop,
+		})
+	})
+	g.Go(func() error { return s.watcher.run(ctx) })
+	return g.Wait()
+}
+
+// start gets the images of a leased deployment and creates its instances, in lease order.
+func (s *Service) start(ctx context.Context, e *fulmarv1.Event) (messages.Verb, error) {
+	d := e.GetDeployment()
+	starts, err := Starts(d, s.config.CPUs)
+	if err != nil {
+		return "", err
+	}
+	for i, st := range starts {
+		if starts[i].Config.Image, err = s.images.get(ctx, st.Image); err != nil {
+			return "", fmt.Errorf("unit %s: %w", st.Unit, err)
+		}
+	}
+	for _, st := range starts {
+		if err := s.create(ctx, st, e.GetTime().AsTime(), d.GetDeadline().AsTime()); err != nil {
+			return "", err
+		}
+	}
+	return messages.Started, nil
+}
+
+// create makes one instance run, unless it does.
+func (s *Service) create(ctx context.Context, st Start, leased, deadline time.Time) error {
+	name, err := s.name(st.Name)
+	if err != nil {
+		return messages.Refuse(fulmarv1.ReasonCode_REASON_CODE_START, "unit %s cannot be started: %w", st.Unit, err)
+	}
+	ctx, cancel := context.WithDeadline(ctx, deadline)
+	defer cancel()
+	if st.Kept { // it runs, as a rule: its image need not travel
+		if runs, err := s.runs(ctx, name, st); runs || err != nil {
+			return err
+		}
+	}
+	begin := time.Now()
+	if begin.After(deadline) {
+		return fmt.Errorf("start %s: %w", st.Name, messages.ErrLate)
+	}
+	err = s.client.Create(ctx, name, st.Config)
+	if errors.Is(err, albatross.ErrExists) {
+		runs, err := s.runs(ctx, name, st)
+		if err == nil && !runs {
+			err = fmt.Errorf("start %s: it ran and has exited", st.Name)
+		}
+		return err
+	}
+	if err != nil {
+		s.metrics.creates.WithLabelValues("failed").Inc()
+		return st.Judge(err, leased, time.Now())
+	}
+	s.metrics.creates.WithLabelValues("created").Inc()
+	s.metrics.createSeconds.Observe(time.Since(begin).Seconds())
+	s.watcher.created(st.Name, begin)
+	s.log.Info("unikernel was created", "unikernel", st.Name, "dur", time.Since(begin))
+	return nil
+}
+
+// runs reports whether an instance runs as it should. It refuses one that runs otherwise.
+func (s *Service) runs(ctx context.Context, name albatross.Name, st Start) (bool, error) {
+	have, err := s.client.Info(ctx, name)
+	if errors.Is(err, albatross.ErrNotFound) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("look for %s: %w", st.Name, err)
+	}
+	for _, r := range have {
+		if r.Name != name {
+			continue
+		}
+		if what := st.Differs(r.Info); what != "" {
+			return false, messages.Refuse(fulmarv1.ReasonCode_REASON_CODE_START, "unit %s cannot be started: %s runs already and is not the same: %s", st.Unit, st.Name, what)
+		}
+		return true, nil
+	}
+	return false, nil
+}
+
+// stop destroys the dying instances of a deployment. What is not there is stopped.
+func (s *Service) stop(ctx context.Context, e *fulmarv1.Event) (messages.Verb, error) {
+	for _, i := range e.GetDeployment().GetDying() {
+		if _, _, _, ok := messages.ParseInstance(i.GetName()); !ok {
+			s.log.Error("event named no instance to stop", "unikernel", i.GetName())
+			continue
+		}
+		if err := s.destroy(ctx, i.GetName()); err != nil {
+			return "", err
+		}
+	}
+	if err := s.watcher.look(ctx); err != nil { // so that nobody is told of an instance that is gone
+		s.log.Warn("host was not looked at", "err", err)
+	}
+	return messages.Stopped, nil
+}
+
+func (s *Service) destroy(ctx context.Context, instance string) error {
+	name, err := s.name(instance)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, stopTime)
+	defer cancel()
+	err = s.client.Destroy(ctx, name)
+	if errors.Is(err, albatross.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		s.metrics.destroys.WithLabelValues("failed").Inc()
+		return fmt.Errorf("stop %s: %w", instance, err)
+	}
+	s.metrics.destroys.WithLabelValues("destroyed").Inc()
+	s.log.Info("unikernel was destroyed", "unikernel", instance)
+	return nil
+}
+
+// name is the name of an instance as albatross knows it.
+func (s *Service) name(instance string) (albatross.Name, error) { return nameOf(s.path, instance) }
+
+func nameOf(path albatross.Path, instance string) (albatross.Name, error) {
+	label, err := albatross.MakeName(instance)
+	if err != nil {
+		return albatross.Name{}, err
+	}
+	return path.Join(label), nil
+}
