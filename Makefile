@@ -1,0 +1,88 @@
+# make help lists the targets.
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+BIN := .tmp/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+BUF := github.com/bufbuild/buf/cmd/buf@v1.75.0
+PROTOC_GEN_GO := google.golang.org/protobuf/cmd/protoc-gen-go@v1.36.12
+GOLANGCI := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+GOFUMPT := mvdan.cc/gofumpt@v0.12.0
+
+# What the tests and the demonstration need of the system, as command:package.
+NEEDS := gcc:gcc make:make ip:iproute2 iptables-restore:iptables conntrack:conntrack nft:nftables ping:iputils-ping tc:iproute2
+
+.PHONY: help
+help: ## list the targets
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  \1\t\2/' | expand -t 18
+
+.PHONY: build
+build: ## build every command into bin/
+	CGO_ENABLED=0 go build -trimpath -o bin/ ./cmd/...
+
+.PHONY: demo
+demo: root needs build ## deploy, update under load, roll back and retire a real unikernel, in namespaces of its own
+	./e2e/demo
+
+.PHONY: test
+test: root needs ## run every test, against real parts
+	go test -race -shuffle=on -timeout 15m ./...
+
+.PHONY: bench
+bench: root needs build ## measure what docs/PERFORMANCE.md says
+	go test -run '^$$' -bench . -benchtime 1x -timeout 60m ./e2e/...
+
+.PHONY: fuzz
+fuzz: ## run every fuzz target for 30 s
+	@go list ./... | while read -r p; do go test -list '^Fuzz' "$$p" | grep '^Fuzz' | while read -r f; do \
+		echo "$$p $$f"; go test -run '^$$' -fuzz "^$$f$$" -fuzztime $${FUZZTIME:-30s} "$$p"; done || true; done
+
+.PHONY: lint
+lint: $(BIN)/golangci-lint $(BIN)/buf $(BIN)/gofumpt ## look at the code: vet, golangci-lint, gofumpt, buf
+	go vet ./...
+	golangci-lint run
+	test -z "$$(gofumpt -l $$(git ls-files '*.go' | grep -v '\.pb\.go$$'))" || { gofumpt -l $$(git ls-files '*.go' | grep -v '\.pb\.go$$'); exit 1; }
+	buf lint
+	if git rev-parse -q --verify HEAD~1 >/dev/null && git ls-tree -r HEAD~1 --name-only | grep -q '^buf.yaml$$'; then buf breaking --against '.git#ref=HEAD~1'; fi
+	$(MAKE) checkgenerate
+
+.PHONY: fmt
+fmt: $(BIN)/gofumpt ## format the code
+	gofumpt -w $$(git ls-files '*.go' | grep -v '\.pb\.go$$')
+
+.PHONY: generate
+generate: $(BIN)/buf $(BIN)/protoc-gen-go ## make the Go code of the messages
+	buf generate
+
+.PHONY: checkgenerate
+checkgenerate: generate ## see that generated code is up to date
+	git diff --exit-code -- messages/fulmar
+
+.PHONY: check-deploy
+check-deploy: ## check the systemd units and the compose file
+	go test -count=1 ./deploy/...
+
+.PHONY: root
+root:
+	@[ "$$(id -u)" = 0 ] || { echo "this needs root: it makes network namespaces, taps, control groups and firewall rules of its own (try: sudo make $(MAKECMDGOALS))" >&2; exit 1; }
+
+.PHONY: needs
+needs: ## install what the tests and the demonstration need, with apt
+	@missing=; for n in $(NEEDS); do command -v $${n%%:*} >/dev/null || missing="$$missing $${n##*:}"; done; \
+	if [ -n "$$missing" ]; then \
+		command -v apt-get >/dev/null || { echo "install these first:$$missing" >&2; exit 1; }; \
+		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $$missing; \
+	fi; \
+	command -v go >/dev/null || { echo "install Go 1.26 or newer first: https://go.dev/doc/install" >&2; exit 1; }
+
+$(BIN)/golangci-lint: Makefile
+	GOBIN=$(CURDIR)/$(BIN) go install $(GOLANGCI) && touch $@
+$(BIN)/buf: Makefile
+	GOBIN=$(CURDIR)/$(BIN) go install $(BUF) && touch $@
+$(BIN)/protoc-gen-go: Makefile
+	GOBIN=$(CURDIR)/$(BIN) go install $(PROTOC_GEN_GO) && touch $@
+$(BIN)/gofumpt: Makefile
+	GOBIN=$(CURDIR)/$(BIN) go install $(GOFUMPT) && touch $@
