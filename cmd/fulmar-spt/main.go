@@ -9,6 +9,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 
@@ -25,20 +26,26 @@ const usage = `usage: fulmar-spt [OPTION...] [--] IMAGE [ARG...]
 `
 
 func main() {
-	o, err := parse(os.Args[1:])
-	switch {
-	case errors.Is(err, errHelp):
-		fmt.Fprint(os.Stderr, usage)
-		os.Exit(1) // as solo5-spt does
-	case errors.Is(err, errVersion):
-		fmt.Fprintf(os.Stderr, "fulmar-spt tender\nABI version %d\n", solo5.ABIVersion)
-	case err == nil:
+	os.Exit(serve(os.Args[1:], os.Stderr))
+}
+
+// serve becomes the unikernel. It returns an exit status if it cannot, or if
+// something else was asked for.
+func serve(args []string, stderr io.Writer) int {
+	o, err := parse(args)
+	if err == nil {
 		err = run(o)
-		fallthrough
-	default:
-		fmt.Fprintln(os.Stderr, "fulmar-spt:", err)
-		os.Exit(1)
 	}
+	switch {
+	case errors.Is(err, errVersion):
+		fmt.Fprintf(stderr, "fulmar-spt tender\nABI version %d\n", solo5.ABIVersion)
+		return 0
+	case errors.Is(err, errHelp):
+		fmt.Fprint(stderr, usage)
+	default:
+		fmt.Fprintln(stderr, "fulmar-spt:", err)
+	}
+	return 1 // for the help too, as solo5-spt does
 }
 
 // run becomes the unikernel, or returns why it cannot.
@@ -71,9 +78,6 @@ func attach(o netOption) (solo5.Net, error) {
 		return n, err
 	}
 	n.Tap = os.NewFile(uintptr(o.fd), fmt.Sprintf("descriptor %d", o.fd))
-	if n.Tap == nil {
-		return n, fmt.Errorf("descriptor %d is not open", o.fd)
-	}
 	n.MTU, err = solo5.TapMTU(n.Tap)
 	return n, err
 }

@@ -28,11 +28,19 @@ var script []byte
 //	misbehave HOW  does what a guest must not, see guest.c
 func Build(t testing.TB, nets int) string {
 	t.Helper()
-	dir := t.TempDir()
+	image, err := Compile(t.TempDir(), nets)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return image
+}
+
+// Compile is Build for examples: the image lies in dir.
+func Compile(dir string, nets int) (string, error) {
 	image := filepath.Join(dir, fmt.Sprintf("guest%d.spt", nets))
 	for name, contents := range map[string][]byte{"guest.c": source, "guest.lds": script} {
 		if err := os.WriteFile(filepath.Join(dir, name), contents, 0o600); err != nil {
-			t.Fatal(err)
+			return "", err
 		}
 	}
 	gcc := exec.Command("gcc", "-std=c11", "-Wall", "-Wextra", "-Werror", "-O2",
@@ -42,7 +50,7 @@ func Build(t testing.TB, nets int) string {
 		fmt.Sprintf("-DNETS=%d", nets), "-o", image, "guest.c")
 	gcc.Dir = dir
 	if out, err := gcc.CombinedOutput(); err != nil {
-		t.Fatalf("compile the guest: %v\n%s", err, out)
+		return "", fmt.Errorf("compile the guest: %w\n%s", err, out)
 	}
-	return image
+	return image, nil
 }
