@@ -3,6 +3,7 @@ package albatross
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -89,8 +90,8 @@ func goldenExtension(t *testing.T, v vector) {
 
 // anyOrder ignores the order of block devices and bridges: the description has the one given to the encoder.
 var anyOrder = cmp.Options{
-	cmpopts.SortSlices(func(a, b Block) bool { return a.Name < b.Name }),
-	cmpopts.SortSlices(func(a, b Bridge) bool { return a.Netif < b.Netif }),
+	cmpopts.SortSlices(func(a, b Block) bool { return fmt.Sprint(a) < fmt.Sprint(b) }),
+	cmpopts.SortSlices(func(a, b Bridge) bool { return fmt.Sprint(a) < fmt.Sprint(b) }),
 }
 
 type descPlain struct {

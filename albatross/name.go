@@ -74,6 +74,19 @@ func (p Path) Join(n Name) Name {
 	return Name{path: Path{s: p.s + ":" + n.path.s}, label: n.label}
 }
 
+// Relative is the inverse of Join: how a daemon that was asked for p names n. It is false if n is not in p or below.
+func (p Path) Relative(n Name) (Name, bool) {
+	switch {
+	case !p.Contains(n.path):
+		return Name{}, false
+	case p.s == n.path.s:
+		return Name{label: n.label}, true
+	case p.s == "":
+		return n, true
+	}
+	return Name{path: Path{s: n.path.s[len(p.s)+1:]}, label: n.label}, true
+}
+
 // Name names a unikernel, a block device or a policy: a path, and a label unless the path itself is meant.
 // Names are comparable with ==. The zero Name is the root, ":".
 type Name struct {
