@@ -94,12 +94,14 @@ func (s *Service) handle(ctx context.Context, e *fulmarv1.Event) (messages.Verb,
 		if d.GetState() == fulmarv1.State_STATE_UNDERWAY && !failed {
 			continue
 		}
-		a, err := s.lower(ctx, stack, g)
+		done, err := s.lower(ctx, stack, g)
 		if err != nil {
 			return "", err
 		}
-		if a.Do == Wait && (after == 0 || a.After < after) {
-			after = a.After
+		for _, item := range done {
+			if item.Do == Wait && (after == 0 || item.After < after) {
+				after = item.After
+			}
 		}
 	}
 	if after > 0 {
@@ -108,25 +110,33 @@ func (s *Service) handle(ctx context.Context, e *fulmarv1.Event) (messages.Verb,
 	return "", nil
 }
 
-// lower takes a deployment down step by step until nothing is to be done, or not yet.
-func (s *Service) lower(ctx context.Context, stack string, generation uint64) (Action, error) {
+// lower takes a deployment down step by step until nothing is to be done, or not yet, and gives what it did and what it
+// waits for.
+func (s *Service) lower(ctx context.Context, stack string, generation uint64) ([]Item, error) {
+	var done []Item
 	for {
-		c, err := s.look(ctx, stack, generation)
+		l, err := s.look(ctx, stack, generation)
 		if err != nil {
-			return Action{}, err
+			return done, err
 		}
-		switch c.action.Do {
+		switch l.action.Do {
 		case Condemn:
-			err = s.condemn(ctx, c)
+			err = s.condemn(ctx, l)
 		case Fail, Drain:
-			err = s.say(ctx, c)
+			err = s.say(ctx, l)
+		case Wait:
+			return append(done, Item{Subject: l.name(), Action: l.action}), nil
 		default:
-			return c.action, nil
+			return done, nil
 		}
-		if err != nil && !errors.Is(err, jetstream.ErrKeyRevisionMismatch) && !errors.Is(err, bus.ErrMoved) {
-			return Action{}, err
+		switch {
+		case err == nil:
+			done = append(done, Item{Subject: l.name(), Action: l.action})
+		case errors.Is(err, jetstream.ErrKeyRevisionMismatch), errors.Is(err, bus.ErrMoved):
+			// Somebody else did something: what is next shows by another look.
+		default:
+			return done, err
 		}
-		// Done, or somebody else did something: what is next shows by another look.
 	}
 }
 

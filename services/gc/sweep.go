@@ -7,6 +7,8 @@ import (
 	"slices"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	"fulmar/bus"
 	"fulmar/messages"
 	fulmarv1 "fulmar/messages/fulmar/v1"
@@ -18,7 +20,7 @@ func (s *Service) sweeps(ctx context.Context) error {
 	defer t.Stop()
 	for {
 		begin := time.Now()
-		err := s.sweep(ctx)
+		_, err := s.sweep(ctx)
 		if ctx.Err() != nil {
 			return nil
 		}
@@ -35,33 +37,44 @@ func (s *Service) sweeps(ctx context.Context) error {
 	}
 }
 
-// sweep does for every stack what the events would have asked for, and then drains orphans. An error keeps it from one
-// deployment or instance, not from the next.
-func (s *Service) sweep(ctx context.Context) error {
+// Item is one thing that a sweep does, waits with, or reports.
+type Item struct {
+	Subject string // a deployment, as web-42, or an instance, as web.web.42
+	Action
+}
+
+// sweep does for every stack what the events would have asked for, and then drains orphans. It gives what it did. An
+// error keeps it from one deployment or instance, not from the next.
+func (s *Service) sweep(ctx context.Context) ([]Item, error) {
 	heads, err := s.bus.Heads.All(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	s.forget(heads)
+	var items []Item
 	var errs []error
 	for _, stack := range slices.Sorted(maps.Keys(heads)) {
 		for _, d := range heads[stack].GetDeployments() {
 			if d.GetHost() != s.config.Host || restful(d) {
 				continue
 			}
-			_, err := s.lower(ctx, stack, d.GetGeneration())
-			errs = append(errs, err)
+			done, err := s.lower(ctx, stack, d.GetGeneration())
+			items, errs = append(items, done...), append(errs, err)
 		}
 	}
 	strays, err := s.strays(ctx)
 	errs = append(errs, err)
 	for _, stray := range strays {
 		if stray.action.Do == Drain {
-			errs = append(errs, s.drainOrphan(ctx, stray))
+			if err := s.drainOrphan(ctx, stray); err != nil {
+				errs = append(errs, err)
+				continue
+			}
 		}
+		items = append(items, Item{stray.instance, stray.action})
 	}
 	s.report(strays)
-	return errors.Join(errs...)
+	return items, errors.Join(errs...)
 }
 
 // restful reports whether gc has nothing to do with a deployment in its state.
@@ -126,7 +139,7 @@ func (s *Service) drainOrphan(ctx context.Context, st stray) error {
 		return err
 	}
 	for key, lease := range leases {
-		if lease.GetInstance() == st.instance && lease.GetRestingUntil() == nil {
+		if lease.GetInstance() == st.instance {
 			dying.Network, dying.Address, _ = messages.ParseLeaseKey(key)
 		}
 	}
@@ -164,13 +177,6 @@ func (s *Service) report(strays []stray) {
 	s.metrics.unexplained.Set(float64(len(now)))
 }
 
-// Item is one thing that a sweep would do, or waits with.
-type Item struct {
-	Deployment string // web-42; empty for an instance that no deployment made
-	Instance   string // of a sweep of instances: web.web.42
-	Action
-}
-
 // Plan gives what a sweep would do now and why, without doing it.
 func (s *Service) Plan(ctx context.Context) ([]Item, error) {
 	heads, err := s.bus.Heads.All(ctx)
@@ -188,20 +194,36 @@ func (s *Service) Plan(ctx context.Context) ([]Item, error) {
 				return nil, err
 			}
 			if l.action.Do != Nothing {
-				items = append(items, Item{Deployment: l.name(), Action: l.action})
+				items = append(items, Item{l.name(), l.action})
 			}
 		}
 	}
 	strays, err := s.strays(ctx)
-	if err != nil {
-		return nil, err
-	}
 	for _, st := range strays {
-		item := Item{Instance: st.instance, Action: st.action}
-		if stack, _, generation, ok := messages.ParseInstance(st.instance); ok {
-			item.Deployment = messages.DeploymentName(stack, generation)
-		}
-		items = append(items, item)
+		items = append(items, Item{st.instance, st.action})
 	}
-	return items, nil
+	return items, err
+}
+
+// Endpoints answers what a sweep would do, and sweeps on request.
+func (s *Service) Endpoints() []bus.Endpoint {
+	return []bus.Endpoint{{
+		Name: "sweep", Subject: messages.SweepQuery(s.config.Host),
+		Request: func() proto.Message { return &fulmarv1.SweepRequest{} },
+		Handle: func(ctx context.Context, request proto.Message) (proto.Message, error) {
+			run := s.sweep
+			if request.(*fulmarv1.SweepRequest).GetDryRun() {
+				run = s.Plan
+			}
+			items, err := run(ctx)
+			if err != nil {
+				return nil, err
+			}
+			reply := &fulmarv1.SweepReply{}
+			for _, i := range items {
+				reply.Items = append(reply.Items, &fulmarv1.SweepItem{Subject: i.Subject, Action: i.Do.String(), Reason: i.Why})
+			}
+			return reply, nil
+		},
+	}}
 }

@@ -1,14 +1,22 @@
 package vmm
 
 import (
+	"cmp"
 	"context"
+	"errors"
+	"fmt"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"fulmar/albatross"
+	"fulmar/bus"
 	"fulmar/messages"
+	fulmarv1 "fulmar/messages/fulmar/v1"
 )
 
 // TimeHeader is the header of a console line that says when it was written, in the form of [time.RFC3339Nano].
@@ -118,4 +126,51 @@ func (w *watcher) tails() map[string]Tail {
 		tails[name] = f.tail
 	}
 	return tails
+}
+
+const (
+	defaultLines = 100                   // of an answer about a console
+	quiet        = 100 * time.Millisecond// after which a console has no more past to tell
+)
+
+// Endpoints answers what is on the console of an instance.
+func (s *Service) Endpoints() []bus.Endpoint {
+	return []bus.Endpoint{{
+		Name: "console", Subject: messages.ConsoleQuery(s.config.Host),
+		Request: func() proto.Message { return &fulmarv1.ConsoleRequest{} },
+		Handle: func(ctx context.Context, request proto.Message) (proto.Message, error) {
+			r := request.(*fulmarv1.ConsoleRequest)
+			return s.past(ctx, r.GetInstance(), int(r.GetLines()))
+		},
+	}}
+}
+
+// past gives the last lines of an instance's console. The daemon does not say where they end and the new ones begin, so
+// it reads until there are enough or no more come for a moment.
+func (s *Service) past(ctx context.Context, instance string, lines int) (*fulmarv1.ConsoleReply, error) {
+	if _, _, _, ok := messages.ParseInstance(instance); !ok {
+		return nil, fmt.Errorf("instance %q: want STACK.UNIT.GENERATION, as web.web.42", instance)
+	}
+	name, err := nameOf(s.path, instance)
+	if err != nil {
+		return nil, err
+	}
+	lines = min(cmp.Or(lines, defaultLines), backlog)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	timer := time.AfterFunc(quiet, cancel)
+	defer timer.Stop()
+	reply := &fulmarv1.ConsoleReply{}
+	err = s.client.Subscribe(ctx, name, albatross.ConsoleSubscribe{Count: lines}, func(l albatross.ConsoleLine) error {
+		timer.Reset(quiet)
+		reply.Lines = append(reply.Lines, &fulmarv1.ConsoleLine{Time: timestamppb.New(l.Time), Line: strings.ToValidUTF8(l.Line, "\uFFFD")})
+		if len(reply.Lines) == lines {
+			return context.Canceled
+		}
+		return nil
+	})
+	if errors.Is(err, context.Canceled) {
+		return reply, nil
+	}
+	return reply, err
 }

@@ -115,30 +115,38 @@ func (s *Service) start(ctx context.Context, e *fulmarv1.Event) (messages.Verb, 
 			return "", fmt.Errorf("unit %s: %w", st.Unit, err)
 		}
 	}
+	again := false
 	for _, st := range starts {
-		if err := s.create(ctx, st, e.GetTime().AsTime(), d.GetDeadline().AsTime()); err != nil {
+		created, err := s.create(ctx, st, e.GetTime().AsTime(), d.GetDeadline().AsTime())
+		if err != nil {
+			return "", err
+		}
+		again = again || created && st.Kept
+	}
+	if again { // the record must not tell any more that it has exited
+		if err := s.watcher.look(ctx); err != nil {
 			return "", err
 		}
 	}
 	return messages.Started, nil
 }
 
-// create makes one instance run, unless it does.
-func (s *Service) create(ctx context.Context, st Start, leased, deadline time.Time) error {
-	name, err := s.name(st.Name)
+// create makes one instance run, and reports whether it did not before.
+func (s *Service) create(ctx context.Context, st Start, leased, deadline time.Time) (created bool, err error) {
+	name, err := nameOf(s.path, st.Name)
 	if err != nil {
-		return messages.Refuse(fulmarv1.ReasonCode_REASON_CODE_START, "unit %s cannot be started: %w", st.Unit, err)
+		return false, messages.Refuse(fulmarv1.ReasonCode_REASON_CODE_START, "unit %s cannot be started: %w", st.Unit, err)
 	}
 	ctx, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
 	if st.Kept { // it runs, as a rule: its image need not travel
 		if runs, err := s.runs(ctx, name, st); runs || err != nil {
-			return err
+			return false, err
 		}
 	}
 	begin := time.Now()
 	if begin.After(deadline) {
-		return fmt.Errorf("start %s: %w", st.Name, messages.ErrLate)
+		return false, fmt.Errorf("start %s: %w", st.Name, messages.ErrLate)
 	}
 	err = s.client.Create(ctx, name, st.Config)
 	if errors.Is(err, albatross.ErrExists) {
@@ -146,17 +154,17 @@ func (s *Service) create(ctx context.Context, st Start, leased, deadline time.Ti
 		if err == nil && !runs {
 			err = fmt.Errorf("start %s: it ran and has exited", st.Name)
 		}
-		return err
+		return false, err
 	}
 	if err != nil {
 		s.metrics.creates.WithLabelValues("failed").Inc()
-		return st.Judge(err, leased, time.Now())
+		return false, st.Judge(err, leased, time.Now())
 	}
 	s.metrics.creates.WithLabelValues("created").Inc()
 	s.metrics.createSeconds.Observe(time.Since(begin).Seconds())
 	s.watcher.created(st.Name, begin)
 	s.log.Info("unikernel was created", "unikernel", st.Name, "dur", time.Since(begin))
-	return nil
+	return true, nil
 }
 
 // runs reports whether an instance runs as it should. It refuses one that runs otherwise.
@@ -198,7 +206,7 @@ func (s *Service) stop(ctx context.Context, e *fulmarv1.Event) (messages.Verb, e
 }
 
 func (s *Service) destroy(ctx context.Context, instance string) error {
-	name, err := s.name(instance)
+	name, err := nameOf(s.path, instance)
 	if err != nil {
 		return err
 	}
@@ -217,9 +225,7 @@ func (s *Service) destroy(ctx context.Context, instance string) error {
 	return nil
 }
 
-// name is the name of an instance as albatross knows it.
-func (s *Service) name(instance string) (albatross.Name, error) { return nameOf(s.path, instance) }
-
+// nameOf is the name of an instance as albatross knows it.
 func nameOf(path albatross.Path, instance string) (albatross.Name, error) {
 	label, err := albatross.MakeName(instance)
 	if err != nil {
