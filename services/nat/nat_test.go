@@ -126,7 +126,7 @@ func TestEverythingFlushedIsRestored(t *testing.T) {
 	i, _ := w.instance(t, "web", "web", 1, 2)
 	w.deploy(t, web(1, i))
 	for range 3 {
-		emptyFirewall(t)
+		flushEverything(t)
 		until(t, func() error {
 			got, err := who(w.client.Do, "tcp4", "192.0.2.1:8080")
 			if err == nil && got != i.GetName() {

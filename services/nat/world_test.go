@@ -78,6 +78,18 @@ func emptyFirewall(t *testing.T) {
 	}
 }
 
+// flushEverything does what a person does who does not know of nat. Nat may be quicker than a command and make it fail.
+func flushEverything(t *testing.T) {
+	t.Helper()
+	for _, table := range []string{"filter", "nat", "mangle", "raw"} {
+		for _, flag := range []string{"-F", "-X"} {
+			if out, err := exec.Command("iptables", "-t", table, flag).CombinedOutput(); err != nil {
+				t.Logf("iptables -t %s %s: %v: %s", table, flag, err, out)
+			}
+		}
+	}
+}
+
 func iptables(t *testing.T, args ...string) {
 	t.Helper()
 	if out, err := exec.Command("iptables", args...).CombinedOutput(); err != nil {
