@@ -69,6 +69,7 @@ func (s *Service) find(v saved) (inst *instance, adopted bool, err error) {
 			return nil, false, fmt.Errorf("adopt %s: %w", v.Name, err)
 		}
 	}
+	inst.gone.Store(true)
 	close(inst.done)
 	return inst, false, nil
 }

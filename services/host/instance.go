@@ -35,7 +35,8 @@ type instance struct {
 
 	stopping atomic.Bool   // a command ends it
 	exited   chan struct{} // closed when the process is gone
-	done     chan struct{} // closed when all that it held is gone too
+	gone     atomic.Bool   // so is all that it held
+	done     chan struct{} // closed when its console knows that too
 }
 
 // entry is what the service holds for one name. Commands for the name hold mu; inst changes under mu and the service's mu.
@@ -46,17 +47,7 @@ type entry struct {
 }
 
 // live says whether the unikernel runs.
-func (e *entry) live() bool {
-	if e.inst == nil {
-		return false
-	}
-	select {
-	case <-e.inst.done:
-		return false
-	default:
-		return true
-	}
-}
+func (e *entry) live() bool { return e.inst != nil && !e.inst.gone.Load() }
 
 // lock gives the caller a name for itself.
 func (s *Service) lock(name albatross.Name) (e *entry, unlock func()) {
@@ -369,12 +360,13 @@ func (s *Service) watch(ctx context.Context, inst *instance) {
 // buried removes what an instance held, and tells of its end.
 func (s *Service) buried(inst *instance, ended exit) {
 	name := inst.record.Name
-	now := time.Now()
-	inst.console.add(line{at: now, text: ended.String()})
-	inst.console.setEnded(now)
 	if err := s.release(inst); err != nil {
 		s.log.Error("could not clean up after a unikernel", "unikernel", name.String(), "err", err)
 	}
+	inst.gone.Store(true) // who reads of the end on the console does not find it in the infos
+	now := time.Now()
+	inst.console.add(line{at: now, text: ended.String()})
+	inst.console.setEnded(now)
 	s.metrics.exits.WithLabelValues(ended.kind()).Inc()
 	s.log.Info("unikernel ended", "unikernel", name.String(), "pid", inst.proc.pid, "how", ended.String(),
 		"asked", inst.stopping.Load(), "dur", now.Sub(inst.started))
