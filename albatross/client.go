@@ -48,7 +48,7 @@ func (c *Client) Destroy(ctx context.Context, name Name) error {
 
 // Restart stops a unikernel and starts it again with the arguments that it had.
 func (c *Client) Restart(ctx context.Context, name Name) error {
-	_, err := c.ask(ctx, "restart", name, UnikernelRestart{})
+	_, err := c.negotiate(ctx, "restart", name, func(g Generation) Command { return UnikernelRestart{Generation: g} })
 	return err
 }
 
@@ -137,23 +137,14 @@ func (c *Client) negotiate(ctx context.Context, what string, name Name, command 
 	return c.ask(ctx, what, name, command(spoken))
 }
 
-// learn finds the newest generation that the server answers to, by commands that change nothing.
+// learn finds the newest generation that the server answers to, by a command that changes nothing.
 func (c *Client) learn(ctx context.Context, name Name) (Generation, error) {
-	probes := []struct {
-		Generation
-		Command
-	}{
-		{V5, UnikernelInfo{Generation: V5}},
-		{V4, UnikernelInfo{Generation: V4}},
-		{V3, UnikernelInfo{Generation: V3}}, // 2.4 and 2.5
-		{V3, PolicyInfo{}},                  // 1.5 to 2.3, whose infos had other forms
-	}
-	for _, p := range probes {
-		_, err := c.ask(ctx, "info", name, p.Command)
+	for g := V5; g <= V2; g++ {
+		_, err := c.ask(ctx, "info", name, UnikernelInfo{Generation: g})
 		var failure *FailureError
 		if err == nil || errors.As(err, &failure) {
-			c.Speak(p.Generation)
-			return p.Generation, nil
+			c.Speak(g)
+			return g, nil
 		}
 		if !errors.Is(err, ErrNoReply) {
 			return V5, err

@@ -28,7 +28,8 @@ func TestMarshalRefuses(t *testing.T) {
 		"a negative one of 64 bits":     {BlockAdd{Size: math.MinInt64}, "size"},
 		"an unknown typ":                {create(func(m *UnikernelCreate) { m.Config.Typ = 9 }), "typ"},
 		"an unknown generation":         {create(func(m *UnikernelCreate) { m.Generation = 9 }), "generation"},
-		"an unknown generation of info": {UnikernelInfo{Generation: 3}, "generation"},
+		"an unknown generation of info": {UnikernelInfo{Generation: 4}, "generation"},
+		"new arguments before V3":       {UnikernelRestart{Args: &Args{CPUIDs: []int{0}}, Generation: V2}, "generation"},
 		"two CPU ids before V5": {create(func(m *UnikernelCreate) {
 			m.Generation, m.Config.CPUIDs = V4, []int{0, 1}
 		}), "cpuid"},

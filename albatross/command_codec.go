@@ -60,7 +60,7 @@ func (StatsSubscribe) addCommand(b *cryptobyte.Builder) { addNested(b, groupStat
 func (StatsInitial) addCommand(b *cryptobyte.Builder)   { addNested(b, groupStats, 3, addNull) }
 
 func (m UnikernelInfo) addCommand(b *cryptobyte.Builder) {
-	addNested(b, groupUnikernel, m.Generation.tag(b, 19, 18, 15), addNull)
+	addNested(b, groupUnikernel, m.Generation.tag(b, [4]uint8{19, 18, 15, 7}), addNull)
 }
 
 func (m UnikernelGet) addCommand(b *cryptobyte.Builder) {
@@ -68,7 +68,7 @@ func (m UnikernelGet) addCommand(b *cryptobyte.Builder) {
 }
 
 func (m UnikernelCreate) addCommand(b *cryptobyte.Builder) {
-	n := m.Generation.tag(b, 20, 16, 9)
+	n := m.Generation.tag(b, [4]uint8{20, 16, 9, 9})
 	if m.Force {
 		n++
 	}
@@ -76,12 +76,16 @@ func (m UnikernelCreate) addCommand(b *cryptobyte.Builder) {
 }
 
 func (m UnikernelRestart) addCommand(b *cryptobyte.Builder) {
+	if m.Args == nil && m.Generation == V2 {
+		addNested(b, groupUnikernel, 12, addNull)
+		return
+	}
 	addNested(b, groupUnikernel, 14, func(b *cryptobyte.Builder) {
 		if m.Args == nil {
 			addExplicit(b, 0, addNull)
 			return
 		}
-		n := m.Generation.tag(b, 3, 2, 1)
+		n := m.Generation.tag(b, [4]uint8{3, 2, 1})
 		addExplicit(b, n, func(b *cryptobyte.Builder) { addArgs(b, *m.Args, m.Generation) })
 	})
 }

@@ -15,24 +15,23 @@ type Generation uint8
 const (
 	V5 Generation = iota // albatross 2.7: several CPU ids, CPUs, Linux boot partition
 	V4                   // albatross 2.6: one CPU id; startup and add name
-	V3                   // albatross 1.5 to 2.5: one CPU id, neither startup nor add name
+	V3                   // albatross 2.4 and 2.5: one CPU id, neither startup nor add name
+	V2                   // albatross 1.5 to 2.3: as V3, but infos tell less and a restart takes no arguments; for clients only
 )
 
-// String returns "v5", "v4" or "v3".
+// String returns "v5" to "v2".
 func (g Generation) String() string { return fmt.Sprintf("v%d", 5-int(g)) }
 
-// tag returns the tag that a choice has in generation g.
-func (g Generation) tag(b *cryptobyte.Builder, v5, v4, v3 uint8) uint8 {
-	switch g {
-	case V5:
-		return v5
-	case V4:
-		return v4
-	case V3:
-		return v3
+// tag returns the tag that a choice has in generation g, of those from the newest to the oldest; 0 if it has none.
+func (g Generation) tag(b *cryptobyte.Builder, tags [4]uint8) uint8 {
+	if g > V2 {
+		valueError(b, "generation", "%d is unknown", uint8(g))
+		return 0
 	}
-	valueError(b, "generation", "%d is unknown", uint8(g))
-	return v5
+	if tags[g] == 0 {
+		valueError(b, "generation", "%v does not have it", g)
+	}
+	return tags[g]
 }
 
 // Typ is what runs an image.
@@ -147,7 +146,7 @@ func readConfig(c *cursor, field string, g Generation) (cfg Config) {
 	cfg.Compressed = c.boolean("compressed")
 	cfg.Image = c.octets("image")
 	cfg.AddName = true
-	if g != V3 {
+	if g < V3 {
 		readStartup(c, &cfg.Args)
 	}
 	cfg.Fail = readFail(c)
@@ -161,7 +160,7 @@ func addConfig(b *cryptobyte.Builder, cfg Config, g Generation) {
 		addTyp(b, cfg.Typ)
 		b.AddASN1Boolean(cfg.Compressed)
 		addOctets(b, cfg.Image)
-		if g != V3 {
+		if g < V3 {
 			addStartup(b, cfg.Args)
 		}
 		addFail(b, cfg.Fail)
@@ -175,7 +174,7 @@ func readArgs(c *cursor, field string, g Generation) (a Args) {
 	defer c.end()
 	a.AddName = true
 	a.Fail = readFail(c)
-	if g != V3 {
+	if g < V3 {
 		readStartup(c, &a)
 	}
 	readResources(c, &a, g)
@@ -185,7 +184,7 @@ func readArgs(c *cursor, field string, g Generation) (a Args) {
 func addArgs(b *cryptobyte.Builder, a Args, g Generation) {
 	addSequence(b, func(b *cryptobyte.Builder) {
 		addFail(b, a.Fail)
-		if g != V3 {
+		if g < V3 {
 			addStartup(b, a)
 		}
 		addResources(b, a, g)

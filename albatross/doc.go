@@ -7,6 +7,6 @@
 // The package keeps no state but the generation of its server that a Client has learnt.
 //
 // The invariant: what [Unmarshal] returns can be given to [Marshal], and what Marshal writes is what the reference
-// implementation writes, byte for byte, for the newest ([V5]) and the two older generations. No input makes it panic or
+// implementation writes, byte for byte, for the newest and the older generations. No input makes it panic or
 // allocate more than a small multiple of the input's size. Byte strings that Unmarshal returns share memory with its input.
 package albatross

@@ -1,6 +1,7 @@
 package albatross
 
 import (
+	"cmp"
 	"net"
 	"time"
 
@@ -27,13 +28,13 @@ type Info struct {
 type InfoBlock struct {
 	UnikernelDevice, HostDevice string
 	SectorSize                  int // in bytes
-	Size                        int // in MB
+	Size                        int // in MB; not in V2
 }
 
 // InfoBridge is a network device that a unikernel has.
 type InfoBridge struct {
-	UnikernelDevice, HostDevice string // HostDevice is the bridge
-	MAC                         net.HardwareAddr
+	UnikernelDevice, HostDevice string           // HostDevice is the bridge
+	MAC                         net.HardwareAddr // V2 may leave it out
 }
 
 // Running is a unikernel that runs, by its name.
@@ -67,7 +68,7 @@ func readInfo(c *cursor, g Generation) (i Info) {
 	c = c.sequence("info")
 	defer c.end()
 	i.Typ = readTyp(c, "typ")
-	if g != V3 {
+	if g < V3 {
 		i.Startup = readOptInteger(c, "startup")
 	}
 	i.Fail = readFail(c)
@@ -75,14 +76,14 @@ func readInfo(c *cursor, g Generation) (i Info) {
 	i.Memory = c.integer("memory")
 	i.Digest = c.octets("digest")
 	if c.next(contextTag(0)) {
-		i.Blocks = readInfoBlocks(c.explicit(0, "blocks"))
+		i.Blocks = readInfoBlocks(c.explicit(0, "blocks"), g)
 	}
 	if c.next(contextTag(1)) {
-		i.Bridges = readInfoBridges(c.explicit(1, "bridges"))
+		i.Bridges = readInfoBridges(c.explicit(1, "bridges"), g)
 	}
 	i.Arguments = readArguments(c)
 	i.Started = time.Unix(0, 0).UTC()
-	if c.next(contextTag(3)) {
+	if g < V2 && c.next(contextTag(3)) {
 		e := c.explicit(3, "started")
 		i.Started = e.time("")
 		e.end()
@@ -101,7 +102,7 @@ func readInfo(c *cursor, g Generation) (i Info) {
 func addInfo(b *cryptobyte.Builder, i Info, g Generation) {
 	addSequence(b, func(b *cryptobyte.Builder) {
 		addTyp(b, i.Typ)
-		if g != V3 {
+		if g < V3 {
 			addOptInteger(b, "startup", i.Startup)
 		}
 		addFail(b, i.Fail)
@@ -109,13 +110,15 @@ func addInfo(b *cryptobyte.Builder, i Info, g Generation) {
 		addInteger(b, "memory", i.Memory)
 		addOctets(b, i.Digest)
 		if len(i.Blocks) > 0 {
-			addExplicit(b, 0, func(b *cryptobyte.Builder) { addSetOf(b, i.Blocks, addInfoBlock) })
+			addExplicit(b, 0, func(b *cryptobyte.Builder) { addSetOf(b, i.Blocks, infoBlockAdder(g)) })
 		}
 		if len(i.Bridges) > 0 {
-			addExplicit(b, 1, func(b *cryptobyte.Builder) { addSetOf(b, i.Bridges, addInfoBridge) })
+			addExplicit(b, 1, func(b *cryptobyte.Builder) { addSetOf(b, i.Bridges, infoBridgeAdder(g)) })
 		}
 		addArguments(b, i.Arguments)
-		addExplicit(b, 3, func(b *cryptobyte.Builder) { addTime(b, "started", i.Started) })
+		if g < V2 {
+			addExplicit(b, 3, func(b *cryptobyte.Builder) { addTime(b, "started", i.Started) })
+		}
 		if g != V5 {
 			return
 		}
@@ -124,7 +127,13 @@ func addInfo(b *cryptobyte.Builder, i Info, g Generation) {
 	})
 }
 
-func readInfoBlocks(c *cursor) (list []InfoBlock) {
+func readInfoBlocks(c *cursor, g Generation) (list []InfoBlock) {
+	if g == V2 { // as in a configuration
+		for _, b := range readBlocks(c) {
+			list = append(list, InfoBlock{UnikernelDevice: b.Name, HostDevice: cmp.Or(b.Device, b.Name), SectorSize: b.SectorSize})
+		}
+		return list
+	}
 	for set := c.set(""); set.more(); {
 		e := set.sequence("block")
 		list = append(list, InfoBlock{
@@ -137,16 +146,28 @@ func readInfoBlocks(c *cursor) (list []InfoBlock) {
 	return list
 }
 
-func addInfoBlock(b *cryptobyte.Builder, i InfoBlock) {
-	addSequence(b, func(b *cryptobyte.Builder) {
-		addText(b, i.UnikernelDevice)
-		addText(b, i.HostDevice)
-		addInteger(b, "blocks.sectorSize", i.SectorSize)
-		addInteger(b, "blocks.size", i.Size)
-	})
+func infoBlockAdder(g Generation) func(*cryptobyte.Builder, InfoBlock) {
+	return func(b *cryptobyte.Builder, i InfoBlock) {
+		if g == V2 {
+			addBlock(b, Block{Name: i.UnikernelDevice, Device: i.HostDevice, SectorSize: i.SectorSize})
+			return
+		}
+		addSequence(b, func(b *cryptobyte.Builder) {
+			addText(b, i.UnikernelDevice)
+			addText(b, i.HostDevice)
+			addInteger(b, "blocks.sectorSize", i.SectorSize)
+			addInteger(b, "blocks.size", i.Size)
+		})
+	}
 }
 
-func readInfoBridges(c *cursor) (list []InfoBridge) {
+func readInfoBridges(c *cursor, g Generation) (list []InfoBridge) {
+	if g == V2 { // as in a configuration
+		for _, b := range readBridges(c) {
+			list = append(list, InfoBridge{UnikernelDevice: b.Netif, HostDevice: cmp.Or(b.Bridge, b.Netif), MAC: b.MAC})
+		}
+		return list
+	}
 	for set := c.set(""); set.more(); {
 		e := set.sequence("bridge")
 		list = append(list, InfoBridge{
@@ -158,10 +179,16 @@ func readInfoBridges(c *cursor) (list []InfoBridge) {
 	return list
 }
 
-func addInfoBridge(b *cryptobyte.Builder, i InfoBridge) {
-	addSequence(b, func(b *cryptobyte.Builder) {
-		addText(b, i.UnikernelDevice)
-		addText(b, i.HostDevice)
-		addMAC(b, "bridges.mac", i.MAC)
-	})
+func infoBridgeAdder(g Generation) func(*cryptobyte.Builder, InfoBridge) {
+	return func(b *cryptobyte.Builder, i InfoBridge) {
+		if g == V2 {
+			addBridge(b, Bridge{Netif: i.UnikernelDevice, Bridge: i.HostDevice, MAC: i.MAC})
+			return
+		}
+		addSequence(b, func(b *cryptobyte.Builder) {
+			addText(b, i.UnikernelDevice)
+			addText(b, i.HostDevice)
+			addMAC(b, "bridges.mac", i.MAC)
+		})
+	}
 }

@@ -107,7 +107,7 @@ func (m Consoles) addSuccess(b *cryptobyte.Builder) {
 }
 
 func (m Unikernels) addSuccess(b *cryptobyte.Builder) {
-	n := m.Generation.tag(b, 13, 11, 9)
+	n := m.Generation.tag(b, [4]uint8{13, 11, 9, 5})
 	addExplicit(b, n, func(b *cryptobyte.Builder) { addRunning(b, m.List, m.Generation) })
 }
 
@@ -124,6 +124,8 @@ func readSuccess(c *cursor) Success {
 		return Policies(readPolicies(c))
 	case 4:
 		return readBlockDevices(c)
+	case 5:
+		return Unikernels{List: readRunning(c, V2), Generation: V2}
 	case 6:
 		compressed, image := readImage(c)
 		return Image{Compressed: compressed, Image: image}
