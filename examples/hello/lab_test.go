@@ -30,6 +30,9 @@ const (
 	tapName   = "tap0"
 )
 
+// guestMAC is fixed, so that a test can send frames to it without asking.
+var guestMAC = net.HardwareAddr{2, 0, 0, 0, 0, 7}
+
 // image is the unikernel under test, built once by TestMain.
 var image string
 
@@ -234,7 +237,7 @@ func (l *lab) launch(args ...string) *guest {
 	tender, err := solo5.PrepareSPT(solo5.Guest{
 		Image:  file,
 		Memory: 8,
-		Nets:   []solo5.Net{{Name: "service", Tap: tap, MTU: mtu}},
+		Nets:   []solo5.Net{{Name: "service", Tap: tap, MAC: guestMAC, MTU: mtu}},
 		Args:   args,
 	})
 	if err != nil {

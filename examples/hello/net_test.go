@@ -1,0 +1,165 @@
+package hello_test
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+)
+
+func TestAnswersThroughGateway(t *testing.T) {
+	ctx, l := testContext(t), newLab(t)
+	l.start(ctx)
+	l.run(ctx, "ip", "address", "add", "192.0.2.1/32", "dev", tapName)
+	l.run(ctx, "ping", "-c", "1", "-W", "5", "-I", "192.0.2.1", guestIP)
+	err := l.do(func() error {
+		dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(192, 0, 2, 1)}}
+		conn, err := dialer.DialContext(ctx, "tcp", guestAddr)
+		if err != nil {
+			return err
+		}
+		return conn.Close()
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+// A bridge may change its MAC address at any time, without a word.
+func TestFollowsChangedMAC(t *testing.T) {
+	ctx, l := testContext(t), newLab(t)
+	l.start(ctx)
+	conn := l.connect(ctx, "tcp", guestAddr)
+	r := bufio.NewReader(conn)
+	for i := range 3 {
+		mac := net.HardwareAddr{2, 0, 0, 0, 1, byte(i)}
+		err := l.do(func() error {
+			tap, err := netlink.LinkByName(tapName)
+			if err != nil {
+				return err
+			}
+			return netlink.LinkSetHardwareAddr(tap, mac)
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		start := time.Now()
+		fmt.Fprint(conn, request)
+		if status, _, err := readAnswer(r); status != 200 {
+			t.Fatal(status, err)
+		}
+		if wait := time.Since(start); wait > 5*time.Second {
+			t.Errorf("the guest took %v to notice", wait)
+		}
+	}
+}
+
+func TestAnnouncesItself(t *testing.T) {
+	ctx, l := testContext(t), newLab(t)
+	l.run(ctx, "sysctl", "-q", "-w", "net.ipv4.conf."+tapName+".arp_accept=1")
+	l.start(ctx)
+	if got := l.run(ctx, "ip", "neighbour", "show", guestIP); !strings.Contains(got, guestMAC.String()) {
+		t.Errorf("neighbours: %q, want %s", got, guestMAC)
+	}
+}
+
+func TestPacketLoss(t *testing.T) {
+	ctx, l := testContext(t), newLab(t)
+	l.start(ctx)
+	for _, chain := range []string{"INPUT", "OUTPUT"} {
+		l.run(ctx, "iptables", "-A", chain, "-m", "statistic", "--mode", "random", "--probability", "0.05", "-j", "DROP")
+	}
+	var all sync.WaitGroup
+	for i := range 50 {
+		all.Go(func() {
+			if err := lossyClient(ctx, l); err != nil {
+				t.Errorf("client %d: %v", i, err)
+			}
+		})
+	}
+	all.Wait()
+}
+
+// lossyClient makes a few connections with a few requests each, also pipelined.
+func lossyClient(ctx context.Context, l *lab) error {
+	for range 2 {
+		conn, err := l.dial(ctx, "tcp", guestAddr)
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		r := bufio.NewReader(conn)
+		for range 5 {
+			fmt.Fprint(conn, strings.Repeat(request, 5))
+			for range 5 {
+				if status, body, err := readAnswer(r); status != 200 || body != "hello\n" {
+					return fmt.Errorf("%d %q %w", status, body, err)
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// usage is the CPU time, in ticks, and the number of wake-ups of a process.
+func usage(t *testing.T, pid int) (ticks, switches int) {
+	t.Helper()
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The name may hold anything, so the fields are counted behind it.
+	fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
+	for _, field := range fields[11:13] {
+		n, err := strconv.Atoi(field)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ticks += n
+	}
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	match := regexp.MustCompile(`(?m)^voluntary_ctxt_switches:\s*(\d+)$`).FindSubmatch(status)
+	if match == nil {
+		t.Fatalf("no switches in %s", status)
+	}
+	if switches, err = strconv.Atoi(string(match[1])); err != nil {
+		t.Fatal(err)
+	}
+	return ticks, switches
+}
+
+func TestIdle(t *testing.T) {
+	ctx, l := testContext(t), newLab(t)
+	g := l.start(ctx)
+	conns := make([]net.Conn, 100)
+	for i := range conns {
+		conns[i] = l.connect(ctx, "tcp", guestAddr)
+		fmt.Fprint(conns[i], request)
+		if status, _, err := readAnswer(bufio.NewReader(conns[i])); status != 200 {
+			t.Fatal(status, err)
+		}
+	}
+	ticks, switches := usage(t, g.cmd.Process.Pid)
+	select {
+	case <-time.After(time.Second):
+	case <-g.ended:
+		t.Fatal("guest ended")
+	}
+	ticksAfter, switchesAfter := usage(t, g.cmd.Process.Pid)
+	// The second announcement, timers of the last answers, and the kernel's own ARP are all that may wake it.
+	if ticksAfter-ticks > 1 || switchesAfter-switches > 10 {
+		t.Errorf("idle for a second, used %d ticks and woke %d times", ticksAfter-ticks, switchesAfter-switches)
+	}
+}
