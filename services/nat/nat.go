@@ -77,7 +77,16 @@ func (s *Service) Run(ctx context.Context) error {
 		return err
 	}
 	defer alone.Close() // after everything that acts has ended
-	g, ctx := errgroup.WithContext(ctx)
+	g, within := errgroup.WithContext(ctx)
+	s.act(within, g)
+	if err := g.Wait(); ctx.Err() == nil {
+		return err
+	}
+	return nil
+}
+
+// act starts everything that makes nat act.
+func (s *Service) act(ctx context.Context, g *errgroup.Group) {
 	g.Go(func() error { return s.heads.Run(ctx) })
 	g.Go(func() error { return s.networks.Run(ctx) })
 	listening, followed := make(chan struct{}), make(chan struct{})
@@ -104,7 +113,6 @@ func (s *Service) Run(ctx context.Context) error {
 			Name: "nat-stopped-" + s.host, Hears: []messages.Verb{messages.Stopped}, Host: s.host, Handle: s.stopped,
 		})
 	})
-	return g.Wait()
 }
 
 // wait waits until ready is closed, and reports false if ctx ends before.
