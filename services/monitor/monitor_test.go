@@ -63,18 +63,23 @@ func (w *world) listen() jetstream.MessagesContext {
 func (w *world) monitor() (stop func()) {
 	w.t.Helper()
 	s, _ := w.idle()
+	return run(w.t, s)
+}
+
+func run(t *testing.T, s *Service) (stop func()) {
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		if err := s.Run(ctx); err != nil {
-			w.t.Errorf("monitor: %v", err)
+			t.Errorf("monitor: %v", err)
 		}
 	})
 	stop = func() {
 		cancel()
 		wg.Wait()
 	}
-	w.t.Cleanup(stop)
+	t.Cleanup(stop)
 	return stop
 }
 

@@ -13,9 +13,9 @@ import (
 
 // While a unit starts its checks follow one another fast: what counts is how soon it is seen to be ready.
 const (
-	firstPause    = time.Millisecond      // after the first bad check; doubled after each
-	lastPause     = 50 * time.Millisecond // at most
-	firstPatience = 20 * time.Millisecond // for the first sign of life: the kernel would repeat a lost SYN after 1 s only; doubled after each
+	firstPause    = time.Millisecond       // after the first bad check; doubled after each
+	lastPause     = 50 * time.Millisecond  // at most
+	firstPatience = 20 * time.Millisecond  // for the first sign of life: the kernel would repeat a lost SYN after 1 s only; doubled after each
 	margin        = 100 * time.Millisecond // before the deadline of the deployment, to say what is wrong before ipam fails it
 )
 

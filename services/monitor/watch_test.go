@@ -1,0 +1,173 @@
+package monitor
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"fulmar/messages"
+	fulmarv1 "fulmar/messages/fulmar/v1"
+)
+
+const (
+	live     = fulmarv1.State_STATE_LIVE
+	staged   = fulmarv1.State_STATE_STAGED
+	draining = fulmarv1.State_STATE_DRAINING
+)
+
+// quick is a check that soon finds what changes: 2 good or 3 bad ones in a row, 10 ms apart.
+func quick(c *fulmarv1.HealthCheck) *fulmarv1.HealthCheck { return every(c, 10*time.Millisecond, 2, 3) }
+
+func TestUnhealthyAndRecovered(t *testing.T) {
+	w, a := newWorld(t), newWeb(t)
+	w.head(deployment(42, spec(t, "web", quick(get(a.port)))), live)
+	w.monitor()
+	for range 2 {
+		wait(t, "a check", func() bool { return a.asked.Load() > 5 })
+		a.ill.Store(true)
+		e := w.hear(messages.Unhealthy)
+		want := fmt.Sprintf("unit web at 127.0.0.1 failed 3 checks in a row: http GET :%d/: status 503", a.port)
+		if e.GetReason() != want || e.GetUnit() != "web" || e.GetDeployment().GetGeneration() != 42 {
+			t.Errorf("observed %q of unit %q of %v, want %q", e.GetReason(), e.GetUnit(), e.GetDeployment().GetGeneration(), want)
+		}
+		a.ill.Store(false)
+		if e := w.hear(messages.Recovered); e.GetReason() != "unit web at 127.0.0.1 is healthy again" {
+			t.Errorf("observed %q", e.GetReason())
+		}
+	}
+	if n := a.conns.Load(); n != 1 {
+		t.Errorf("the checks took %d connections, want one that is kept", n)
+	}
+}
+
+func TestTwoMonitorsSayAChangeOnce(t *testing.T) {
+	w, a := newWorld(t), newWeb(t)
+	w.head(deployment(42, spec(t, "web", quick(get(a.port)))), live)
+	w.monitor()
+	wait(t, "a check", func() bool { return a.asked.Load() > 5 })
+	a.ill.Store(true)
+	w.hear(messages.Unhealthy)
+	w.monitor()
+	before := a.asked.Load()
+	wait(t, "more checks", func() bool { return a.asked.Load() > before+20 })
+	w.silent()
+	if n := w.count(messages.Unhealthy); n != 1 {
+		t.Errorf("unhealthy was said %d times", n)
+	}
+}
+
+func TestARestartKnowsWhatWasSaid(t *testing.T) {
+	w, a := newWorld(t), newWeb(t)
+	w.head(deployment(42, spec(t, "web", quick(get(a.port)))), live)
+	stop := w.monitor()
+	a.ill.Store(true)
+	w.hear(messages.Unhealthy)
+	stop()
+	stop = w.monitor()
+	before := a.asked.Load()
+	wait(t, "more checks", func() bool { return a.asked.Load() > before+10 })
+	stop()
+	a.ill.Store(false)
+	w.monitor()
+	w.hear(messages.Recovered) // and no second unhealthy before it
+}
+
+func TestExitedAndStartedAgain(t *testing.T) {
+	w, a := newWorld(t), newWeb(t)
+	w.head(deployment(42, spec(t, "web", every(get(a.port), time.Hour, 1, 3))), live) // no check finds it
+	w.record("web.web.42", true, "", "")
+	w.monitor()
+	w.record("web.web.42", false, "exited with status 2", "uncaught exception")
+	if e := w.hear(messages.Exited); e.GetReason() != "unit web at 127.0.0.1 exited with status 2: uncaught exception" {
+		t.Errorf("observed %q", e.GetReason())
+	}
+	w.record("web.web.42", true, "", "")
+	w.hear(messages.Recovered)
+}
+
+func TestARestartKnowsWhatExited(t *testing.T) {
+	w, a := newWorld(t), newWeb(t)
+	w.head(deployment(42, spec(t, "web", quick(get(a.port)))), live)
+	w.record("web.web.42", false, "exited with status 2", "")
+	stop := w.monitor()
+	w.hear(messages.Exited)
+	stop()
+	stop = w.monitor()
+	w.silent()
+	stop()
+	w.record("web.web.42", true, "", "")
+	w.monitor()
+	w.hear(messages.Recovered) // and no second exited before it
+}
+
+func TestWhatIsNotLiveOrStagedIsNotWatched(t *testing.T) {
+	w, a, b := newWorld(t), newWeb(t), newWeb(t)
+	first := deployment(42, spec(t, "web", quick(get(a.port))))
+	second := deployment(43, spec(t, "web", quick(get(b.port))))
+	w.head(first, live)
+	w.head(second, staged)
+	w.monitor()
+	wait(t, "checks of both", func() bool { return a.asked.Load() > 3 && b.asked.Load() > 3 })
+	w.head(first, draining)
+	var last int64
+	wait(t, "the end of the first one's checks", func() bool {
+		seen := b.asked.Load()
+		before := a.asked.Load()
+		wait(t, "checks of the second", func() bool { return b.asked.Load() > seen+5 })
+		last = a.asked.Load()
+		return last == before
+	})
+	a.ill.Store(true)
+	b.ill.Store(true)
+	if e := w.hear(messages.Unhealthy); e.GetDeployment().GetGeneration() != 43 {
+		t.Errorf("observed %d", e.GetDeployment().GetGeneration())
+	}
+}
+
+func TestAKeptInstanceTakesTheNewChecks(t *testing.T) {
+	w, a, b := newWorld(t), newWeb(t), newWeb(t)
+	first := deployment(42, spec(t, "web", quick(get(a.port))))
+	second := deployment(43, spec(t, "web", quick(get(b.port))))
+	second.Units[0].Instance = first.GetUnits()[0].GetInstance()
+	second.Units[0].Kept = true
+	w.head(first, live)
+	w.monitor()
+	a.ill.Store(true)
+	w.hear(messages.Unhealthy)
+	w.head(first, draining)
+	w.head(second, live) // published means healthy: its watch begins anew
+	wait(t, "the new checks", func() bool { return b.asked.Load() > 10 })
+	b.ill.Store(true)
+	if e := w.hear(messages.Unhealthy); e.GetDeployment().GetGeneration() != 43 || e.GetDeployment().GetUnits()[0].GetInstance().GetName() != "web.web.42" {
+		t.Errorf("observed %v", e.GetDeployment())
+	}
+}
+
+func TestMetrics(t *testing.T) {
+	w, a := newWorld(t), newWeb(t)
+	w.head(deployment(42, spec(t, "web", quick(get(a.port)))), live)
+	s, reg := w.idle()
+	stop := run(t, s)
+	a.ill.Store(true)
+	w.hear(messages.Unhealthy)
+	gauge := func(name string) float64 {
+		all, err := reg.Gather()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range all {
+			if m.GetName() == name {
+				return m.GetMetric()[0].GetGauge().GetValue() + m.GetMetric()[0].GetCounter().GetValue()
+			}
+		}
+		return -1
+	}
+	wait(t, "the gauges", func() bool { return gauge("fulmar_monitor_unhealthy") == 1 && gauge("fulmar_monitor_watched") == 1 })
+	if gauge("fulmar_monitor_checks_total") < 3 {
+		t.Errorf("%v checks were counted", gauge("fulmar_monitor_checks_total"))
+	}
+	stop()
+	if n := gauge("fulmar_monitor_unhealthy"); n != 0 {
+		t.Errorf("%v instances are unhealthy that nobody watches", n)
+	}
+}
