@@ -25,7 +25,8 @@ build: ## build every command into bin/
 
 .PHONY: demo
 demo: root needs build ## deploy, update under load, roll back and retire a real unikernel, in namespaces of its own
-	./e2e/demo
+	CGO_ENABLED=0 go build -trimpath -o bin/ ./e2e/demo
+	./bin/demo
 
 .PHONY: test
 test: root needs ## run every test, against real parts

@@ -7,6 +7,7 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"fulmar/messages"
 	fulmarv1 "fulmar/messages/fulmar/v1"
@@ -189,7 +190,7 @@ func (b *Bus) request(ctx context.Context, name string, handle func(context.Cont
 		b.metrics.handled.WithLabelValues(name, "refused").Inc()
 		e, err = &fulmarv1.Event{
 			Verb: string(messages.Rejected), Reason: err.Error(), ReasonCode: refusal.Code,
-			Deployment: &fulmarv1.Deployment{Stack: stack, Generation: r.Generation, Kind: kind},
+			Deployment: &fulmarv1.Deployment{Stack: stack, Generation: r.Generation, Kind: kind, Requested: timestamppb.New(r.Time)},
 		}, nil
 	}
 	if err != nil || e == nil {

@@ -43,7 +43,7 @@ type deployCmd struct {
 
 // Run uploads the image, asks for the deployment and follows it.
 func (c *deployCmd) Run(e *env) error {
-	r, dir, err := c.build(os.Stdin)
+	r, err := c.build(os.Stdin)
 	if err != nil {
 		return err
 	}
@@ -65,7 +65,7 @@ func (c *deployCmd) Run(e *env) error {
 	}
 	for _, u := range r.GetUnits() {
 		if path := u.GetImage().GetFile(); path != "" {
-			if u.Image.Source, err = upload(e.ctx, b, dir, path, u.GetImage().GetSha256()); err != nil {
+			if u.Image.Source, err = upload(e.ctx, b, path, u.GetImage().GetSha256()); err != nil {
 				return err
 			}
 		}
@@ -73,29 +73,29 @@ func (c *deployCmd) Run(e *env) error {
 	return c.send(e, b, fulmarv1.Kind_KIND_DEPLOY, r)
 }
 
-// build makes the request of the command line, and gives the directory that its image files are relative to.
-func (c *deployCmd) build(stdin io.Reader) (*fulmarv1.DeployRequest, string, error) {
+// build makes the request of the command line, its image files as absolute paths.
+func (c *deployCmd) build(stdin io.Reader) (*fulmarv1.DeployRequest, error) {
 	if c.File != "" {
 		if c.Image != "" {
-			return nil, "", errors.New("give an IMAGE or a spec with -f, not both")
+			return nil, errors.New("give an IMAGE or a spec with -f, not both")
 		}
 		return readSpec(c.File, stdin)
 	}
 	if c.Image == "" {
-		return nil, "", errors.New("give an IMAGE, or a spec with -f")
+		return nil, errors.New("give an IMAGE, or a spec with -f")
 	}
 	u := &fulmarv1.UnitSpec{Args: c.Arg, Memory: c.Memory, Cpus: c.CPU, Device: c.Device, Image: imageOf(c.Image, c.SHA256)}
 	for _, s := range c.Port {
 		p, err := parsePort(s)
 		if err != nil {
-			return nil, "", err
+			return nil, err
 		}
 		u.Ports = append(u.Ports, p)
 	}
 	for _, s := range c.Health {
 		h, err := parseHealth(s)
 		if err != nil {
-			return nil, "", err
+			return nil, err
 		}
 		if c.Interval != 0 {
 			h.Interval = durationpb.New(c.Interval)
@@ -110,10 +110,26 @@ func (c *deployCmd) build(stdin io.Reader) (*fulmarv1.DeployRequest, string, err
 	if c.Drain >= 0 {
 		r.Drain = durationpb.New(c.Drain)
 	}
-	return r, ".", nil
+	return r, absolute(r, ".")
 }
 
-func readSpec(file string, stdin io.Reader) (*fulmarv1.DeployRequest, string, error) {
+// absolute makes the image files of a request absolute; they are relative to dir.
+func absolute(r *fulmarv1.DeployRequest, dir string) error {
+	for _, u := range r.GetUnits() {
+		path := u.GetImage().GetFile()
+		if path == "" || filepath.IsAbs(path) {
+			continue
+		}
+		path, err := filepath.Abs(filepath.Join(dir, path))
+		if err != nil {
+			return fmt.Errorf("image %s: %w", u.GetImage().GetFile(), err)
+		}
+		u.Image.Source = &fulmarv1.Image_File{File: path}
+	}
+	return nil
+}
+
+func readSpec(file string, stdin io.Reader) (*fulmarv1.DeployRequest, error) {
 	var text []byte
 	var err error
 	dir := "."
@@ -124,20 +140,21 @@ func readSpec(file string, stdin io.Reader) (*fulmarv1.DeployRequest, string, er
 		dir = filepath.Dir(file)
 	}
 	if err != nil {
-		return nil, "", fmt.Errorf("read the spec: %w", err)
+		return nil, fmt.Errorf("read the spec: %w", err)
 	}
 	body, err := yaml.YAMLToJSON(text)
 	if err != nil {
-		return nil, "", fmt.Errorf("spec %s: %w", file, err)
+		return nil, fmt.Errorf("spec %s: %w", file, err)
 	}
 	m, err := messages.DecodeRequest(fulmarv1.Kind_KIND_DEPLOY, body)
 	if err != nil {
-		return nil, "", fmt.Errorf("spec %s: %w", file, err)
+		return nil, fmt.Errorf("spec %s: %w", file, err)
 	}
-	return m.(*fulmarv1.DeployRequest), dir, nil
+	r := m.(*fulmarv1.DeployRequest)
+	return r, absolute(r, dir)
 }
 
-// imageOf tells the three sources of an image apart. A relative file gets absolute when it is uploaded.
+// imageOf tells the three sources of an image apart.
 func imageOf(s, sha string) *fulmarv1.Image {
 	i := &fulmarv1.Image{Sha256: sha}
 	switch {
@@ -152,10 +169,7 @@ func imageOf(s, sha string) *fulmarv1.Image {
 }
 
 // upload puts an image file into the object store under its digest, unless it is there, and gives it as a source.
-func upload(ctx context.Context, b *bus.Bus, dir, path, want string) (*fulmarv1.Image_Object, error) {
-	if !filepath.IsAbs(path) {
-		path = filepath.Join(dir, path)
-	}
+func upload(ctx context.Context, b *bus.Bus, path, want string) (*fulmarv1.Image_Object, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, fmt.Errorf("image: %w", err)

@@ -60,7 +60,7 @@ func execute(ctx context.Context, args []string, out, errout io.Writer) int {
 	var c cli
 	status := -1
 	parser, err := kong.New(&c, kong.Name("fulmar"), kong.Description("Build, lease, start, check, publish and retire unikernels."),
-		kong.Writers(out, errout), kong.Exit(func(code int) { status = code }), kong.UsageOnError(),
+		kong.Writers(out, errout), kong.Exit(func(code int) { status = code }),
 		kong.Vars{"host": bus.HostName()})
 	if err != nil {
 		fmt.Fprintln(errout, "fulmar:", err)

@@ -14,6 +14,7 @@ import (
 	"github.com/oklog/run"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
+	"golang.org/x/sync/errgroup"
 
 	"fulmar/bus"
 	"fulmar/messages"
@@ -68,10 +69,11 @@ func (c *upCmd) Run(e *env) error {
 		return err
 	}
 	var g run.Group
-	if err := c.addHost(&g, log, reg); err != nil {
+	ready, err := c.addHost(&g, log, reg)
+	if err != nil {
 		return err
 	}
-	if err := c.addServices(&g, server, log, reg); err != nil {
+	if err := c.addServices(&g, server, ready, log, reg); err != nil {
 		return err
 	}
 	if c.HTTP != "" {
@@ -80,7 +82,17 @@ func (c *upCmd) Run(e *env) error {
 		}
 	}
 	g.Add(run.SignalHandler(context.WithoutCancel(e.ctx), os.Interrupt, syscall.SIGTERM))
-	fmt.Fprintf(e.out, "fulmar %s is up on host %s: bus %s, %s\n", bus.Version, c.Host, server.URL(), networks)
+	{
+		ctx, cancel := context.WithCancel(context.Background())
+		g.Add(func() error {
+			if err := c.reported(ctx, server); err != nil {
+				return named("up", err)
+			}
+			fmt.Fprintf(e.out, "fulmar %s is up on host %s: bus %s, %s\n", bus.Version, c.Host, server.URL(), networks)
+			<-ctx.Done()
+			return nil
+		}, func(error) { cancel() })
+	}
 	if err := g.Run(); !errors.Is(err, run.ErrSignal) {
 		return err
 	}
@@ -128,18 +140,50 @@ func (c *upCmd) networks(ctx context.Context, server *bus.Server) (string, error
 	return text[:len(text)-2], nil
 }
 
-func (c *upCmd) addHost(g *run.Group, log *slog.Logger, reg prometheus.Registerer) error {
-	svc, err := host.New(host.Config{RunDir: c.RunDir, StateDir: filepath.Join(c.Data, "host"), Cgroup: c.Cgroup, UIDBase: c.UIDBase}, log.With("service", "host"), reg)
+// reported waits until vmm has told the bus what the host runs: from then on a deployment meets nothing that still
+// starts.
+func (c *upCmd) reported(ctx context.Context, server *bus.Server) error {
+	begin := time.Now()
+	nc, err := server.Connect("up")
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	g.Add(func() error { return named("host", svc.Run(ctx)) }, func(error) { cancel() })
-	return nil
+	defer nc.Close()
+	b, err := bus.Open(ctx, nc, bus.Options{Service: "up", Host: c.Host})
+	if err != nil {
+		return err
+	}
+	var g errgroup.Group
+	ctx, cancel := context.WithCancel(ctx)
+	hosts := b.Hosts.View()
+	g.Go(func() error { return hosts.Run(ctx) })
+	for ctx.Err() == nil {
+		changed := hosts.Changed()
+		if hosts.All()[c.Host].GetSeen().AsTime().After(begin) {
+			break
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+		}
+	}
+	cancel()
+	return g.Wait()
 }
 
-// addServices adds the six services, each with a connection of its own.
-func (c *upCmd) addServices(g *run.Group, server *bus.Server, log *slog.Logger, reg *prometheus.Registry) error {
+// addHost adds the host, and gives the channel that is closed when its sockets are there.
+func (c *upCmd) addHost(g *run.Group, log *slog.Logger, reg prometheus.Registerer) (<-chan struct{}, error) {
+	svc, err := host.New(host.Config{RunDir: c.RunDir, StateDir: filepath.Join(c.Data, "host"), Cgroup: c.Cgroup, UIDBase: c.UIDBase}, log.With("service", "host"), reg)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	g.Add(func() error { return named("host", svc.Run(ctx)) }, func(error) { cancel() })
+	return svc.Ready(), nil
+}
+
+// addServices adds the six services, each with a connection of its own. They begin when the host is ready.
+func (c *upCmd) addServices(g *run.Group, server *bus.Server, ready <-chan struct{}, log *slog.Logger, reg *prometheus.Registry) error {
 	services := []struct {
 		name, host string
 		create     func(*bus.Bus, prometheus.Registerer) (bus.Service, error)
@@ -178,7 +222,12 @@ func (c *upCmd) addServices(g *run.Group, server *bus.Server, log *slog.Logger, 
 		ctx, cancel := context.WithCancel(context.Background())
 		g.Add(func() error {
 			defer nc.Close()
-			return named(s.name, b.RunService(ctx, svc))
+			select {
+			case <-ready:
+				return named(s.name, b.RunService(ctx, svc))
+			case <-ctx.Done():
+				return nil
+			}
 		}, func(error) { cancel() })
 	}
 	return nil

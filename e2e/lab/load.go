@@ -1,0 +1,150 @@
+package lab
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"strings"
+	"sync"
+	"time"
+)
+
+const (
+	workers     = 64
+	requestTime = 3 * time.Second
+)
+
+// Load is a stream of HTTP requests, each on a new connection, at a constant rate that does not wait for answers.
+type Load struct {
+	stop chan struct{}
+	wg   sync.WaitGroup
+
+	mu     sync.Mutex
+	result Result
+}
+
+// Result is what became of the requests of a load.
+type Result struct {
+	Requests int
+	Failed   int
+	Errors   map[string]int // by their text
+	Bodies   map[string]int // answers by their body
+	Slowest  time.Duration
+	Behind   int // requests that started over 100 ms late because all workers were busy
+}
+
+// Load starts a load of rate requests a second from the clients to an address.
+func (l *Lab) Load(to netip.AddrPort, rate int) *Load {
+	load := &Load{stop: make(chan struct{}), result: Result{Errors: map[string]int{}, Bodies: map[string]int{}}}
+	turns := make(chan time.Time, rate) // a second of requests may wait for a worker
+	load.wg.Go(func() {
+		defer close(turns)
+		tick := time.NewTicker(time.Second / time.Duration(rate))
+		defer tick.Stop()
+		for {
+			select {
+			case <-load.stop:
+				return
+			case t := <-tick.C:
+				turns <- t
+			}
+		}
+	})
+	for range workers {
+		load.wg.Go(func() {
+			err := l.Clients.Do(func() error {
+				for due := range turns {
+					load.count(due, func() (string, error) { return get(to) })
+				}
+				return nil
+			})
+			if err != nil {
+				load.count(time.Now(), func() (string, error) { return "", err })
+			}
+		})
+	}
+	return load
+}
+
+// Stop ends the load and gives its result when the last answer is there.
+func (l *Load) Stop() Result {
+	close(l.stop)
+	l.wg.Wait()
+	return l.result
+}
+
+// Seen reports how many answers had a body so far.
+func (l *Load) Seen(body string) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.result.Bodies[body]
+}
+
+func (l *Load) count(due time.Time, request func() (string, error)) {
+	begin := time.Now()
+	body, err := request()
+	took := time.Since(begin)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.result.Requests++
+	l.result.Slowest = max(l.result.Slowest, took)
+	if begin.Sub(due) > 100*time.Millisecond {
+		l.result.Behind++
+	}
+	if err != nil {
+		l.result.Failed++
+		l.result.Errors[reason(err)]++
+		return
+	}
+	l.result.Bodies[body]++
+}
+
+// reason is an error without the addresses and ports that make every one different.
+func reason(err error) string {
+	var op *net.OpError
+	if errors.As(err, &op) {
+		return op.Op + ": " + op.Err.Error()
+	}
+	return err.Error()
+}
+
+// get makes one request on a new connection and gives the body of a good answer.
+func get(to netip.AddrPort) (string, error) {
+	d := net.Dialer{Timeout: requestTime}
+	c, err := d.Dial("tcp4", to.String())
+	if err != nil {
+		return "", err
+	}
+	defer c.Close()
+	return Ask(c, "/", false)
+}
+
+// Ask makes one HTTP request on a connection and gives the body of a good answer.
+func Ask(c net.Conn, path string, keepAlive bool) (string, error) {
+	if err := c.SetDeadline(time.Now().Add(requestTime)); err != nil {
+		return "", err
+	}
+	connection := "close"
+	if keepAlive {
+		connection = "keep-alive"
+	}
+	if _, err := fmt.Fprintf(c, "GET %s HTTP/1.1\r\nHost: lab\r\nConnection: %s\r\n\r\n", path, connection); err != nil {
+		return "", err
+	}
+	r, err := http.ReadResponse(bufio.NewReader(c), nil)
+	if err != nil {
+		return "", fmt.Errorf("read the answer: %w", err)
+	}
+	body, err := io.ReadAll(r.Body)
+	if err != nil {
+		return "", fmt.Errorf("read the answer: %w", err)
+	}
+	if r.StatusCode != http.StatusOK {
+		return "", fmt.Errorf("status %d", r.StatusCode)
+	}
+	return strings.TrimSpace(string(body)), nil
+}
