@@ -129,8 +129,8 @@ func (w *watcher) tails() map[string]Tail {
 }
 
 const (
-	defaultLines = 100                   // of an answer about a console
-	quiet        = 100 * time.Millisecond// after which a console has no more past to tell
+	defaultLines = 100                    // of an answer about a console
+	quiet        = 100 * time.Millisecond // after which a console has no more past to tell
 )
 
 // Endpoints answers what is on the console of an instance.
