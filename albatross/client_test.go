@@ -99,7 +99,10 @@ func TestClientCommands(t *testing.T) {
 		}
 	}
 	want := []Command{
-		UnikernelCreate{Config: sent}, UnikernelCreate{Config: sent, Force: true}, UnikernelDestroy{}, UnikernelRestart{},
+		UnikernelCreate{Config: sent},
+		UnikernelCreate{Config: sent, Force: true},
+		UnikernelDestroy{},
+		UnikernelRestart{},
 		UnikernelRestart{Args: &sent.Args},
 	}
 	for _, w := range want {
@@ -126,7 +129,7 @@ func TestClientFailures(t *testing.T) {
 			t.Errorf("%q comes back as %v", message, err)
 		}
 		for _, sentinel := range []error{ErrExists, ErrNotFound, ErrInUse, ErrPolicy} {
-			if errors.Is(err, sentinel) != (sentinel == want) {
+			if errors.Is(err, sentinel) != errors.Is(want, sentinel) {
 				t.Errorf("%q is %v: %v", message, sentinel, errors.Is(err, sentinel))
 			}
 		}
@@ -233,6 +236,9 @@ func TestClientRefusesAnotherSequence(t *testing.T) {
 func TestClientEndsWithItsContext(t *testing.T) {
 	ctx, cancel := context.WithCancel(testContext(t))
 	c := &Client{Dir: serve(t, VMMDSocket, func(conn net.Conn) {
+		if _, _, err := ReadRequest(conn, 1<<20); err != nil {
+			t.Error(err)
+		}
 		cancel()
 		_, _ = io.Copy(io.Discard, conn) // until the client closes
 	})}

@@ -123,6 +123,24 @@ func TestDecodeAllocatesByTheInputsSize(t *testing.T) {
 	}
 }
 
+// A state that holds a name twice is no state: which of them would run?
+func TestUnmarshalStateRefusesANameTwice(t *testing.T) {
+	unikernel := NamedConfig{Name: name(t, "a:b"), Config: Config{Args: Args{CPUIDs: []int{0}}}}
+	policy := NamedPolicy{Name: name(t, "a:")}
+	for what, s := range map[string]State{
+		"unikernels": {Unikernels: []NamedConfig{unikernel, unikernel}},
+		"policies":   {Policies: []NamedPolicy{policy, policy}},
+	} {
+		der, err := MarshalState(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := UnmarshalState(der); !errors.Is(err, ErrMalformed) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+}
+
 // Every form of time that the reference reads; the forms of the vectors are in TestGolden.
 func TestParseTime(t *testing.T) {
 	at := func(h, m, s, ms int) time.Time { return time.Date(2026, 11, 21, h, m, s, ms*1e6, time.UTC) }

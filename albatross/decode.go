@@ -53,7 +53,7 @@ type cursor struct {
 
 // decode runs read over the whole of der and reports the first error, or bytes that read left over.
 func decode[T any](der []byte, label string, read func(*cursor) T) (T, error) {
-	d := &decoder{in: der[:len(der):len(der)]}
+	d := &decoder{in: slices.Clip(der)}
 	c := &cursor{d: d, label: label, s: cryptobyte.String(d.in)}
 	v := read(c)
 	c.end()

@@ -15,7 +15,7 @@ type Stats struct {
 // Rusage is the process's resource usage, with the field names of getrusage(2).
 type Rusage struct {
 	UTime, STime                             Timeval
-	MaxRSS, IxRSS, IdRSS, IsRSS              int64
+	MaxRSS, IxRSS, IDRSS, IsRSS              int64
 	MinFlt, MajFlt, NSwap, InBlock, OutBlock int64
 	MsgSnd, MsgRcv, NSignals, NVCSw, NIvCSw  int64
 }
@@ -109,10 +109,20 @@ type counter struct {
 
 func (r *Rusage) counters() []counter {
 	return []counter{
-		{"maxrss", &r.MaxRSS}, {"ixrss", &r.IxRSS}, {"idrss", &r.IdRSS}, {"isrss", &r.IsRSS},
-		{"minflt", &r.MinFlt}, {"majflt", &r.MajFlt}, {"nswap", &r.NSwap}, {"inblock", &r.InBlock},
-		{"outblock", &r.OutBlock}, {"msgsnd", &r.MsgSnd}, {"msgrcv", &r.MsgRcv}, {"nsignals", &r.NSignals},
-		{"nvcsw", &r.NVCSw}, {"nivcsw", &r.NIvCSw},
+		{"maxrss", &r.MaxRSS},
+		{"ixrss", &r.IxRSS},
+		{"idrss", &r.IDRSS},
+		{"isrss", &r.IsRSS},
+		{"minflt", &r.MinFlt},
+		{"majflt", &r.MajFlt},
+		{"nswap", &r.NSwap},
+		{"inblock", &r.InBlock},
+		{"outblock", &r.OutBlock},
+		{"msgsnd", &r.MsgSnd},
+		{"msgrcv", &r.MsgRcv},
+		{"nsignals", &r.NSignals},
+		{"nvcsw", &r.NVCSw},
+		{"nivcsw", &r.NIvCSw},
 	}
 }
 
@@ -162,10 +172,18 @@ func readMemory(c *cursor) (m Memory) {
 
 func (i *Interface) counters() []counter {
 	return []counter{
-		{"baudrate", &i.Baudrate}, {"inputPackets", &i.InputPackets}, {"inputErrors", &i.InputErrors},
-		{"outputPackets", &i.OutputPackets}, {"outputErrors", &i.OutputErrors}, {"collisions", &i.Collisions},
-		{"inputBytes", &i.InputBytes}, {"outputBytes", &i.OutputBytes}, {"inputMcast", &i.InputMcast},
-		{"outputMcast", &i.OutputMcast}, {"inputDropped", &i.InputDropped}, {"outputDropped", &i.OutputDropped},
+		{"baudrate", &i.Baudrate},
+		{"inputPackets", &i.InputPackets},
+		{"inputErrors", &i.InputErrors},
+		{"outputPackets", &i.OutputPackets},
+		{"outputErrors", &i.OutputErrors},
+		{"collisions", &i.Collisions},
+		{"inputBytes", &i.InputBytes},
+		{"outputBytes", &i.OutputBytes},
+		{"inputMcast", &i.InputMcast},
+		{"outputMcast", &i.OutputMcast},
+		{"inputDropped", &i.InputDropped},
+		{"outputDropped", &i.OutputDropped},
 	}
 }
 
