@@ -122,8 +122,7 @@ func (b *Bus) Say(ctx context.Context, e *fulmarv1.Event, cause uint64) error {
 	}
 	_, err = b.JS.Publish(ctx, messages.StepSubject(d.GetStack(), d.GetGeneration(), messages.Verb(e.GetVerb()), host), body,
 		jetstream.WithExpectLastSequenceForSubject(cause, messages.ChainFilter(d.GetStack(), d.GetGeneration())))
-	var api *jetstream.APIError
-	if errors.As(err, &api) && (api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence || api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequenceConstant) {
+	if api, ok := errors.AsType[*jetstream.APIError](err); ok && (api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence || api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequenceConstant) {
 		return ErrMoved
 	}
 	if err != nil {

@@ -135,14 +135,14 @@ func (b *Bus) deliver(ctx context.Context, c consumer, msg jetstream.Msg, turn <
 
 // settle is the only place that acknowledges.
 func (b *Bus) settle(ctx context.Context, c consumer, msg jetstream.Msg, err error) error {
-	var l later
+	l, late := errors.AsType[later](err)
 	switch {
 	case err == nil:
 		b.metrics.handled.WithLabelValues(c.name, "done").Inc()
 		return msg.Ack()
 	case ctx.Err() != nil: // the service stops: whoever is next may begin at once
 		return msg.Nak()
-	case errors.As(err, &l):
+	case late:
 		b.metrics.handled.WithLabelValues(c.name, "later").Inc()
 		return msg.NakWithDelay(l.after)
 	}

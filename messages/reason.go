@@ -27,7 +27,5 @@ func (r *Refusal) Unwrap() error { return r.Err }
 
 // AsRefusal finds the refusal in err.
 func AsRefusal(err error) (*Refusal, bool) {
-	var r *Refusal
-	ok := errors.As(err, &r)
-	return r, ok
+	return errors.AsType[*Refusal](err)
 }

@@ -19,8 +19,7 @@ func ensureBridge(n *fulmarv1.Network) error {
 	name := n.GetBridge()
 	wrap := func(what string, err error) error { return fmt.Errorf("%s bridge %s: %w", what, name, err) }
 	link, err := netlink.LinkByName(name)
-	var missing netlink.LinkNotFoundError
-	if errors.As(err, &missing) {
+	if _, missing := errors.AsType[netlink.LinkNotFoundError](err); missing {
 		attrs := netlink.NewLinkAttrs()
 		attrs.Name = name
 		if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil && !errors.Is(err, unix.EEXIST) {

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
@@ -124,7 +125,7 @@ func (c *upCmd) networks(ctx context.Context, server *bus.Server) (string, error
 		}
 		all = map[string]*fulmarv1.Network{n.GetName(): n}
 	}
-	text := ""
+	var made []string
 	for _, n := range all {
 		if n.GetHost() != c.Host {
 			continue
@@ -132,12 +133,12 @@ func (c *upCmd) networks(ctx context.Context, server *bus.Server) (string, error
 		if err := ensureBridge(n); err != nil {
 			return "", err
 		}
-		text += fmt.Sprintf("network %s %s on bridge %s, ", n.GetName(), n.GetPrefix(), n.GetBridge())
+		made = append(made, fmt.Sprintf("network %s %s on bridge %s", n.GetName(), n.GetPrefix(), n.GetBridge()))
 	}
-	if text == "" {
+	if len(made) == 0 {
 		return "no network on this host", nil
 	}
-	return text[:len(text)-2], nil
+	return strings.Join(made, ", "), nil
 }
 
 // reported waits until vmm has told the bus what the host runs: from then on a deployment meets nothing that still

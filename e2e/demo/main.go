@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -32,7 +33,7 @@ func main() {
 	}
 }
 
-func run(ctx context.Context) error {
+func run(ctx context.Context) (err error) {
 	if err := lab.Enter(); err != nil {
 		return err
 	}
@@ -49,7 +50,7 @@ func run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer l.Close()
+	defer func() { err = errors.Join(err, l.Close()) }()
 	say("a host and its clients, in network namespaces of their own; hello is built with gcc")
 	image, err := hello.Build(ctx, dir)
 	if err != nil {
@@ -59,11 +60,7 @@ func run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	err = show(ctx, l, image)
-	if serr := up.Stop(); err == nil {
-		err = serr
-	}
-	return err
+	return errors.Join(show(ctx, l, image), up.Stop())
 }
 
 // show is the demonstration.

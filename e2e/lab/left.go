@@ -62,7 +62,7 @@ func (l *Lab) Left() ([]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list the rules: %w", err)
 	}
-	for _, line := range strings.Split(string(rules), "\n") {
+	for line := range strings.SplitSeq(string(rules), "\n") {
 		if generation.MatchString(line) {
 			left = append(left, "rule "+line)
 		}

@@ -105,8 +105,7 @@ func (l *Load) count(due time.Time, request func() (string, error)) {
 
 // reason is an error without the addresses and ports that make every one different.
 func reason(err error) string {
-	var op *net.OpError
-	if errors.As(err, &op) {
+	if op, ok := errors.AsType[*net.OpError](err); ok {
 		return op.Op + ": " + op.Err.Error()
 	}
 	return err.Error()
