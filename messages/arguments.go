@@ -1,8 +1,10 @@
 package messages
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
+	"regexp"
 	"slices"
 	"strings"
 	"text/template"
@@ -18,6 +20,9 @@ type Address struct {
 	Unit      string
 }
 
+// addressFields are what an argument can name of its [Address].
+var addressFields = []string{"IP", "PrefixLen", "Gateway", "Stack", "Unit"}
+
 // NewAddress makes the address of a unit in a network.
 func NewAddress(stack, unit string, ip netip.Addr, prefix netip.Prefix, gateway string) Address {
 	return Address{IP: ip.String(), PrefixLen: prefix.Bits(), Gateway: gateway, Stack: stack, Unit: unit}
@@ -31,13 +36,34 @@ func RenderArgs(args []string, self Address, ip func(unit string) (string, error
 		if err != nil {
 			return nil, err
 		}
-		var b strings.Builder
-		if err := t.Execute(&b, self); err != nil {
-			return nil, fmt.Errorf("argument %q: %w", arg, err)
+		b := bounded{left: MaxArgs}
+		if err := t.Execute(&b, self); errors.Is(err, errTooLong) {
+			return nil, fmt.Errorf("argument %q: %w", arg, errTooLong)
+		} else if err != nil {
+			return nil, fmt.Errorf("argument %q: %s", arg, execPrefix.ReplaceAllString(err.Error(), ""))
 		}
 		rendered = append(rendered, b.String())
 	}
 	return rendered, nil
+}
+
+// execPrefix is what the library writes before its reason, for programmers.
+var execPrefix = regexp.MustCompile(`^template: argument:\d+(:\d+)?: (executing "argument" at )?`)
+
+var errTooLong = fmt.Errorf("it is longer than %d bytes when it is rendered", MaxArgs)
+
+// bounded is a text that refuses to grow without end, as {{printf "%1000000d" 1}} would have it.
+type bounded struct {
+	strings.Builder
+	left int
+}
+
+// Write adds to the text, or is an error when that makes it too long.
+func (b *bounded) Write(p []byte) (int, error) {
+	if b.left -= len(p); b.left < 0 {
+		return 0, errTooLong
+	}
+	return b.Builder.Write(p)
 }
 
 // ArgUses gives the units whose address the arguments of a unit use, sorted. The names must be literal: an argument
@@ -60,7 +86,7 @@ func ArgUses(args []string) ([]string, error) {
 func parseArg(arg string, ip func(string) (string, error)) (*template.Template, error) {
 	t, err := template.New("argument").Option("missingkey=error").Funcs(template.FuncMap{"ip": ip}).Parse(arg)
 	if err != nil {
-		return nil, fmt.Errorf("argument %q does not parse: %s", arg, strings.TrimPrefix(err.Error(), "template: "))
+		return nil, fmt.Errorf("argument %q does not parse: %s", arg, execPrefix.ReplaceAllString(err.Error(), ""))
 	}
 	return t, nil
 }
@@ -88,8 +114,14 @@ func walk(n parse.Node, uses *[]string) error {
 				return err
 			}
 		}
+	case *parse.ChainNode:
+		return walk(n.Node, uses)
+	case *parse.FieldNode:
+		if len(n.Ident) != 1 || !slices.Contains(addressFields, n.Ident[0]) {
+			return fmt.Errorf("there is no %s, but %s", n, "."+strings.Join(addressFields, ", ."))
+		}
 	case *parse.IfNode, *parse.RangeNode, *parse.WithNode, *parse.TemplateNode:
-		return fmt.Errorf("only values and the function ip are allowed, not %q", n.String())
+		return fmt.Errorf("only values and functions are allowed, not %q", n.String())
 	}
 	return nil
 }

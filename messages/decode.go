@@ -1,7 +1,9 @@
 package messages
 
 import (
+	"errors"
 	"fmt"
+	"regexp"
 	"strings"
 
 	"google.golang.org/protobuf/encoding/protojson"
@@ -61,16 +63,31 @@ func Decode(body []byte, m proto.Message) error {
 	return unknown(m.ProtoReflect())
 }
 
-// plain takes the prefix off a protobuf error; the library varies the space in it on purpose.
+// position is where the library saw an error in JSON.
+var position = regexp.MustCompile(`^(.*?)\(line (\d+):(\d+)\): (.*)$`)
+
+// plain says a protobuf error as a sentence: without the library's prefix, in which it varies the space on purpose, and
+// with the place in the text at the end.
 func plain(err error) error {
 	s := strings.ReplaceAll(err.Error(), "\u00a0", " ")
-	return fmt.Errorf("%s", strings.TrimSpace(strings.TrimPrefix(strings.TrimSpace(s), "proto:")))
+	s = strings.Join(strings.Fields(strings.TrimPrefix(strings.TrimSpace(s), "proto:")), " ")
+	if m := position.FindStringSubmatch(s); m != nil {
+		what := strings.TrimSpace(m[1])
+		if what != "" {
+			what += ": "
+		}
+		s = fmt.Sprintf("%s%s (line %s, column %s)", what, m[4], m[2], m[3])
+	}
+	return errors.New(s)
 }
 
 // unknown finds a field that the message does not have, at any depth.
 func unknown(m protoreflect.Message) error {
 	if len(m.GetUnknown()) > 0 {
 		number, _, _ := protowire.ConsumeTag(m.GetUnknown())
+		if f := m.Descriptor().Fields().ByNumber(number); f != nil {
+			return fmt.Errorf("field %s of %s has the wrong type", f.Name(), m.Descriptor().Name())
+		}
 		return fmt.Errorf("unknown field number %d of %s", number, m.Descriptor().Name())
 	}
 	var err error

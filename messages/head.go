@@ -66,7 +66,7 @@ func SetInstances(h *fulmarv1.Head, generation uint64, content *fulmarv1.Content
 }
 
 // Publish makes a deployment that is underway live or, if it is to be staged, staged; what it replaces drains. It is
-// refused when something newer is live or staged, and [ErrLate] after its deadline.
+// refused when something newer is live or staged, [ErrLate] after its deadline, and [ErrEarly] before it has its instances.
 func Publish(h *fulmarv1.Head, generation uint64, now time.Time) (*fulmarv1.Head, error) {
 	d := Find(h, generation)
 	if d == nil || d.GetState() == condemned {
@@ -84,7 +84,7 @@ func Publish(h *fulmarv1.Head, generation uint64, now time.Time) (*fulmarv1.Head
 		return nil, ErrLate
 	}
 	if !d.GetLeased() {
-		return nil, fmt.Errorf("publish %s: it has no instances yet", DeploymentName(h.GetStack(), generation))
+		return nil, fmt.Errorf("publish %s, which has no instances: %w", DeploymentName(h.GetStack(), generation), ErrEarly)
 	}
 	n := clone(h)
 	d = Find(n, generation)
@@ -95,8 +95,8 @@ func Publish(h *fulmarv1.Head, generation uint64, now time.Time) (*fulmarv1.Head
 			drain(old, now)
 		case old.GetState() == live && !d.GetStaged():
 			drain(old, now)
-			if !proto.Equal(old.GetContent(), d.GetContent()) {
-				n.Previous = proto.CloneOf(old.GetContent())
+			if len(old.GetContent().GetUnits()) > 0 && !proto.Equal(old.GetContent(), d.GetContent()) {
+				n.Previous = proto.CloneOf(old.GetContent()) // never that of a retired stack: a rollback brings something back
 			}
 		}
 	}
@@ -220,6 +220,17 @@ func Dying(h *fulmarv1.Head, generation uint64) []*fulmarv1.Instance {
 // generation that made it, no deployment refers to it, and that generation is not still about to write its instances.
 // An absent head proves nothing. The caller looked at the instance first and at the head after.
 func Orphan(h *fulmarv1.Head, instance string) bool {
+	return orphan(h, instance, func(*fulmarv1.Instance) bool { return true })
+}
+
+// OrphanLease reports, as [Orphan] does, whether a head proves that the lease of an address by an instance is nobody's. A
+// deployment that has the instance at another address does not explain it: a worker that was frozen while another one did
+// its work claims a second address.
+func OrphanLease(h *fulmarv1.Head, instance, network, address string) bool {
+	return orphan(h, instance, func(i *fulmarv1.Instance) bool { return i.GetNetwork() == network && i.GetAddress() == address })
+}
+
+func orphan(h *fulmarv1.Head, instance string, explains func(*fulmarv1.Instance) bool) bool {
 	stack, _, generation, ok := ParseInstance(instance)
 	if !ok || h.GetStack() != stack || h.GetNewest() < generation {
 		return false
@@ -229,7 +240,7 @@ func Orphan(h *fulmarv1.Head, instance string) bool {
 	}
 	for _, d := range h.GetDeployments() {
 		for _, i := range d.GetInstances() {
-			if i.GetName() == instance {
+			if i.GetName() == instance && explains(i) {
 				return false
 			}
 		}
@@ -276,4 +287,10 @@ func hasPort(c *fulmarv1.Content, port *fulmarv1.Port) bool {
 	return false
 }
 
-func clone(h *fulmarv1.Head) *fulmarv1.Head { return proto.CloneOf(h) }
+// clone gives a head to edit. An absent one is empty.
+func clone(h *fulmarv1.Head) *fulmarv1.Head {
+	if h == nil {
+		return &fulmarv1.Head{}
+	}
+	return proto.CloneOf(h)
+}

@@ -38,11 +38,17 @@ func ParseInstance(s string) (stack, unit string, generation uint64, ok bool) {
 	if len(parts) != 3 || CheckName("stack", parts[0]) != nil || CheckName("unit", parts[1]) != nil {
 		return "", "", 0, false
 	}
-	generation, err := strconv.ParseUint(parts[2], 10, 64)
-	if err != nil || generation == 0 || strconv.FormatUint(generation, 10) != parts[2] {
+	generation, ok = parseGeneration(parts[2])
+	if !ok {
 		return "", "", 0, false
 	}
 	return parts[0], parts[1], generation, true
+}
+
+// parseGeneration reads a generation, which has one form only: no sign, no leading zero, not 0.
+func parseGeneration(s string) (uint64, bool) {
+	generation, err := strconv.ParseUint(s, 10, 64)
+	return generation, err == nil && generation != 0 && strconv.FormatUint(generation, 10) == s
 }
 
 // DeploymentName is how people name a deployment: web-42.
@@ -56,8 +62,8 @@ func ParseDeployment(s string) (stack string, generation uint64, err error) {
 	if i < 0 {
 		return "", 0, fmt.Errorf("deployment %q: want STACK-GENERATION, as web-42", s)
 	}
-	generation, err = strconv.ParseUint(s[i+1:], 10, 64)
-	if err != nil || generation == 0 || CheckName("stack", s[:i]) != nil {
+	generation, ok := parseGeneration(s[i+1:])
+	if !ok || CheckName("stack", s[:i]) != nil {
 		return "", 0, fmt.Errorf("deployment %q: want STACK-GENERATION, as web-42", s)
 	}
 	return s[:i], generation, nil

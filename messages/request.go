@@ -2,9 +2,10 @@ package messages
 
 import (
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"net/url"
-	"regexp"
+	"regexp/syntax"
 	"strings"
 	"time"
 
@@ -24,6 +25,9 @@ const (
 	MaxPorts        = 1024
 	MaxArgs         = 8191 // bytes of all arguments of a unit, joined by spaces: what a tender takes
 )
+
+// longGeneration has as many digits as any generation will: one request a second makes it in 300 years.
+const longGeneration = 9_999_999_999
 
 // Normalize checks the request for a stack and gives it with its defaults filled in, so that equal requests are equal.
 // The error is a [Refusal] that names the culprit. The request that was given is not changed.
@@ -93,7 +97,7 @@ func normalizeUnit(stack string, u *fulmarv1.UnitSpec, ports map[string]string) 
 	if err := CheckName("unit", u.GetName()); err != nil {
 		return err
 	}
-	if n := len(InstanceName(stack, u.GetName(), 1<<63)); n > maxLabel {
+	if n := len(InstanceName(stack, u.GetName(), longGeneration)); n > maxLabel {
 		return fmt.Errorf("stack %s with unit %s: the names are %d bytes too long for the name of an instance", stack, u.GetName(), n-maxLabel)
 	}
 	if u.GetMemory() == 0 {
@@ -151,6 +155,11 @@ func IsDigest(s string) bool {
 func checkArgs(u *fulmarv1.UnitSpec) error {
 	if n := len(strings.Join(u.GetArgs(), " ")); n > MaxArgs {
 		return fmt.Errorf("args: %d bytes, more than %d", n, MaxArgs)
+	}
+	for _, arg := range u.GetArgs() {
+		if strings.ContainsRune(arg, 0) {
+			return fmt.Errorf("argument %q has a NUL byte, which no command line can carry", arg)
+		}
 	}
 	uses, err := ArgUses(u.GetArgs())
 	if err != nil {
@@ -277,10 +286,19 @@ func normalizeHTTP(p *fulmarv1.HttpProbe) error {
 	if s := p.GetStatus(); s != 0 && (s < 100 || s > 599) {
 		return fmt.Errorf("http: status %d is not within 100 to 599", s)
 	}
-	if _, err := regexp.Compile(p.GetBody()); err != nil {
-		return fmt.Errorf("http: body: %w", err)
+	if _, err := syntax.Parse(p.GetBody(), syntax.Perl); err != nil {
+		return fmt.Errorf("http: body %q is not a regular expression: %w", p.GetBody(), code(err))
 	}
 	return checkPort("http", p.GetPort())
+}
+
+// code is why a regular expression does not parse, without the expression.
+func code(err error) error {
+	var e *syntax.Error
+	if errors.As(err, &e) {
+		return errors.New(e.Code.String())
+	}
+	return err
 }
 
 func normalizeDNS(p *fulmarv1.DnsProbe) error {
@@ -313,7 +331,7 @@ func duration(field string, d *durationpb.Duration, def, low, high time.Duration
 		return durationpb.New(def), nil
 	}
 	if err := d.CheckValid(); err != nil {
-		return nil, fmt.Errorf("%s: %w", field, err)
+		return nil, fmt.Errorf("%s: %w", field, plain(err))
 	}
 	if v := d.AsDuration(); v < low || v > high {
 		return nil, fmt.Errorf("%s of %s is not within %s to %s", field, v, low, high)

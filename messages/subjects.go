@@ -153,8 +153,8 @@ func ParseEventSubject(subject string) (EventSubject, error) {
 	if len(t) < 6 || len(t) > 7 || t[0] != "fulmar" || t[1] != "event" {
 		return EventSubject{}, fmt.Errorf("%q is not the subject of an event", subject)
 	}
-	generation, err := strconv.ParseUint(t[3], 10, 64)
-	if err != nil {
+	generation, ok := parseGeneration(t[3])
+	if !ok {
 		return EventSubject{}, fmt.Errorf("%q is not the subject of an event: generation %q", subject, t[3])
 	}
 	s := EventSubject{Stack: t[2], Generation: generation, Verb: Verb(t[4]), Host: t[5]}
