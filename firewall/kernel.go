@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -15,16 +16,18 @@ import (
 	"github.com/coreos/go-iptables/iptables"
 )
 
-// patience bounds one run of an iptables program: others who change rules at the same time make it try again.
-const patience = 10 * time.Second
-
 // recent is how many of our own processes are remembered, to tell their changes from those of others.
 const recent = 64
 
-// Kernel changes and reads the firewall of the network namespace that the process is in.
+// Kernel changes and reads the firewall of the network namespace that the process is in. It may be used by several
+// goroutines at once; their changes are made one after another.
 type Kernel struct {
 	iptables      *iptables.IPTables
 	restore, save string // programs
+
+	turn     sync.Mutex // held during a change
+	restorer *restorer  // nil until it is needed, and after a failure
+	mute     bool       // whether each change needs a run of its own
 
 	mu   sync.Mutex
 	pids []int // of our own processes, the latest last
@@ -47,18 +50,79 @@ func NewKernel() (*Kernel, error) {
 }
 
 // Restore runs an input for iptables-restore --noflush; each of its tables is one commit. An empty input is done at once.
+// After an error some of its tables may have been committed.
 func (k *Kernel) Restore(ctx context.Context, input string) error {
 	if input == "" {
 		return nil
 	}
-	if _, err := k.run(ctx, input, k.restore, "--noflush", "--wait", "10"); err != nil {
+	k.turn.Lock()
+	defer k.turn.Unlock()
+	if err := k.change(ctx, input); err != nil {
 		return fmt.Errorf("change the rules: %w", err)
 	}
 	return nil
 }
 
+func (k *Kernel) change(ctx context.Context, input string) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	if err := k.start(); err != nil {
+		return err
+	}
+	if k.mute {
+		_, err := k.run(ctx, input, k.restore, "--noflush", "--wait", seconds(patience))
+		return err
+	}
+	err := k.restorer.restore(ctx, input)
+	if err != nil {
+		k.restorer.stop()
+		k.restorer = nil
+	}
+	return err
+}
+
+// Prepare starts the process that waits for changes, so that the first of them does not wait for it.
+func (k *Kernel) Prepare() error {
+	k.turn.Lock()
+	defer k.turn.Unlock()
+	if err := k.start(); err != nil {
+		return fmt.Errorf("prepare to change the rules: %w", err)
+	}
+	return nil
+}
+
+// start makes a restorer wait for input, if there is none and this iptables can.
+func (k *Kernel) start() error {
+	if k.restorer != nil || k.mute {
+		return nil
+	}
+	r, err := startRestorer(k.restore)
+	if errors.Is(err, errMute) {
+		k.mute = true
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	k.restorer = r
+	k.remember(r.cmd.Process.Pid)
+	return nil
+}
+
+// Close ends the process that waits for changes. The next change starts another.
+func (k *Kernel) Close() {
+	k.turn.Lock()
+	defer k.turn.Unlock()
+	if k.restorer != nil {
+		k.restorer.stop()
+		k.restorer = nil
+	}
+}
+
 // Read reads what the kernel has.
 func (k *Kernel) Read(ctx context.Context) (Ruleset, error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
 	out, err := k.run(ctx, "", k.save)
 	if err != nil {
 		return nil, fmt.Errorf("read the rules: %w", err)
@@ -112,17 +176,10 @@ func (k *Kernel) deleteLast(h Hook, rule []string) error {
 func (k *Kernel) Own(pid int) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	for _, own := range k.pids {
-		if own == pid {
-			return true
-		}
-	}
-	return false
+	return slices.Contains(k.pids, pid)
 }
 
 func (k *Kernel) run(ctx context.Context, input, program string, args ...string) (*bytes.Buffer, error) {
-	ctx, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
 	var stdout, stderr bytes.Buffer
 	cmd := exec.CommandContext(ctx, program, args...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(input), &stdout, &stderr
@@ -142,9 +199,6 @@ func (k *Kernel) remember(pid int) {
 	k.pids = append(k.pids, pid)
 	k.pids = k.pids[max(0, len(k.pids)-recent):]
 }
-
-// oneLine makes what a program complained about fit an error.
-func oneLine(s string) string { return strings.Join(strings.Fields(s), " ") }
 
 // Tune gives the kernel's settings their values. A setting that has its value already is not written, so that a
 // read-only /proc/sys that was prepared by somebody else is fine.

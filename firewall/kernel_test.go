@@ -2,10 +2,12 @@ package firewall
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -31,6 +33,7 @@ func freshKernel(t *testing.T) *Kernel {
 	}
 	flushAll(t)
 	t.Cleanup(func() { flushAll(t) })
+	t.Cleanup(k.Close)
 	return k
 }
 
@@ -262,12 +265,50 @@ func TestTune(t *testing.T) {
 	}
 }
 
-func TestARefusedChangeSaysWhy(t *testing.T) {
+func TestARefusedChangeSaysWhyAndTheNextIsMade(t *testing.T) {
 	k := freshKernel(t)
-	err := k.Restore(t.Context(), "*nat\n-A NOWHERE -j RETURN\nCOMMIT\n")
-	if err == nil || !strings.Contains(err.Error(), "iptables-restore") || !strings.Contains(err.Error(), "line") {
+	for range 2 {
+		err := k.Restore(t.Context(), "*nat\n-A NOWHERE -j RETURN\nCOMMIT\n")
+		if err == nil || !strings.Contains(err.Error(), "iptables-restore") || !strings.Contains(err.Error(), "line") {
+			t.Errorf("got %v", err)
+		}
+		apply(t, k, someWant())
+	}
+}
+
+func TestARestorerThatWasKilledIsReplaced(t *testing.T) {
+	k := freshKernel(t)
+	apply(t, k, someWant())
+	if err := k.restorer.cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if err := k.Restore(t.Context(), "*nat\n:FULMAR-8 - [0:0]\nCOMMIT\n"); err == nil {
+		t.Error("what nobody made was made")
+	}
+	apply(t, k, someWant())
+}
+
+func TestAnIptablesThatDoesNotAnswerIsRunForEachChange(t *testing.T) {
+	k := freshKernel(t)
+	quiet := filepath.Join(t.TempDir(), "iptables-restore")
+	if err := os.WriteFile(quiet, []byte("#!/bin/sh\nexec iptables-restore \"$@\" >/dev/null\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	k.restore = quiet
+	apply(t, k, someWant())
+	if !k.mute {
+		t.Error("it was taken to answer")
+	}
+}
+
+func TestAChangeThatTakesTooLongIsGivenUp(t *testing.T) {
+	k := freshKernel(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := k.Restore(ctx, "*nat\n:FULMAR-8 - [0:0]\nCOMMIT\n"); !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
 	}
+	apply(t, k, someWant())
 }
 
 func BenchmarkPublish(b *testing.B) {
@@ -276,6 +317,7 @@ func BenchmarkPublish(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
+	b.Cleanup(k.Close)
 	for _, n := range []int{10, 1000} {
 		b.Run(fmt.Sprintf("beside %d stacks", n), func(b *testing.B) {
 			want := Want{Gone: func(string, uint64) bool { return true }}

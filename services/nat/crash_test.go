@@ -37,6 +37,7 @@ func (w *world) hands(t *testing.T) *Service {
 	t.Cleanup(func() {
 		cancel()
 		wg.Wait()
+		s.kernel.Close()
 	})
 	return s
 }

@@ -138,6 +138,9 @@ func (s *Service) restore(ctx context.Context, cause string) error {
 		s.rules = rules{read: true, shown: map[uint64]shown{}}
 		return nil
 	}
+	if err := s.kernel.Prepare(); err != nil {
+		return err
+	}
 	plan := firewall.NewPlan(want, have)
 	if err := s.install(ctx, plan, cause); err != nil {
 		return err

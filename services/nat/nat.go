@@ -77,6 +77,7 @@ func (s *Service) Run(ctx context.Context) error {
 		return err
 	}
 	defer alone.Close() // after everything that acts has ended
+	defer s.kernel.Close()
 	g, within := errgroup.WithContext(ctx)
 	s.act(within, g)
 	if err := g.Wait(); ctx.Err() == nil {
