@@ -17,37 +17,43 @@ func (s *Service) adopt() error {
 	if err != nil {
 		return err
 	}
-	var later []func(context.Context)
+	var later []*instance                                          // to be started again
 	names, digests := make(map[string]bool), make(map[string]bool) // of adopted instances, and of images in use
 	for _, v := range all {
 		s.refs[hex.EncodeToString(v.Digest)]++
 		digests[hex.EncodeToString(v.Digest)] = true
+	}
+	for _, v := range all {
 		inst, adopted, err := s.find(v)
 		if err != nil {
 			return err
 		}
-		if adopted {
-			names[fileName(v.Name)] = true
-		} else if !s.wanted(v) {
-			later = append(later, func(context.Context) { s.missed(inst) })
-		} else {
-			later = append(later, func(ctx context.Context) { s.startLater(ctx, inst, v.record, inst.attempt, 0) })
-		}
 		s.names[v.Name] = &entry{inst: inst}
+		switch {
+		case adopted:
+			names[fileName(v.Name)] = true
+		case s.wanted(v):
+			later = append(later, inst)
+		default:
+			s.missed(inst)
+		}
 	}
 	if err := s.sweep(names, digests); err != nil {
 		return err
 	}
 	for _, v := range all {
-		if inst := s.names[v.Name].inst; inst.proc != nil {
-			s.run(inst)
+		if e := s.names[v.Name]; e != nil && e.live() {
+			s.run(e.inst)
 			s.metrics.adopted.Inc()
-			s.log.Info("unikernel adopted", "unikernel", v.Name.String(), "pid", inst.proc.pid)
+			s.log.Info("unikernel adopted", "unikernel", v.Name.String(), "pid", e.inst.proc.PID)
 		}
 	}
-	s.watching.Go(func() { // in their order; one that cannot be started is tried again by itself
-		for _, f := range later {
-			f(s.watchCtx)
+	s.watching.Go(func() { // in their order; one that cannot be started is tried again, and the others do not wait for it
+		for _, inst := range later {
+			if !s.startAgain(inst, inst.record, inst.attempt) {
+				attempt, wait := pause(inst.attempt, 0)
+				s.watching.Go(func() { s.startLater(s.watchCtx, inst, inst.record, attempt, wait) })
+			}
 		}
 	})
 	return nil
@@ -60,7 +66,7 @@ func (s *Service) find(v saved) (inst *instance, adopted bool, err error) {
 		inst.attempt, inst.started = v.handle.Attempt, v.handle.Started
 	}
 	if v.handle != nil && v.handle.Boot == s.boot && v.handle.PID != 0 {
-		inst.proc, err = adoptProcess(v.handle.PID, v.handle.Start)
+		inst.proc, err = adoptProcess(v.handle.identity)
 		if err == nil {
 			s.rejoin(inst, *v.handle)
 			return inst, true, nil
@@ -104,9 +110,6 @@ func (s *Service) missed(inst *instance) {
 	name := inst.record.Name
 	e, unlock := s.lock(name)
 	defer unlock()
-	if e.inst != inst {
-		return
-	}
 	if err := s.store.dropRecord(name); err != nil {
 		s.log.Error("could not forget a unikernel", "unikernel", name.String(), "err", err)
 	}
@@ -148,7 +151,7 @@ func (s *Service) endOrphan(h handle) error {
 	if h.Boot != s.boot || h.PID == 0 {
 		return nil
 	}
-	p, err := adoptProcess(h.PID, h.Start)
+	p, err := adoptProcess(h.identity)
 	if errors.Is(err, errNotThere) {
 		return nil
 	}

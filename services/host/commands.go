@@ -167,10 +167,9 @@ func (s *Service) replace(e *entry, r record, image loaded) error {
 			return fmt.Errorf("could not stop unikernel: %w", err)
 		}
 	}
-	inst, err := s.start(r, image)
-	if err != nil {
+	if err := s.start(e, r, image, 0); err != nil {
+		err = errors.Join(err, s.store.dropRecord(r.Name))
 		if e.inst != nil {
-			err = errors.Join(err, s.store.dropRecord(r.Name))
 			s.forget(e)
 		}
 		var refused refusal
@@ -179,7 +178,6 @@ func (s *Service) replace(e *entry, r record, image loaded) error {
 		}
 		return fmt.Errorf("could not create unikernel: %w", err)
 	}
-	s.put(e, inst)
 	return nil
 }
 

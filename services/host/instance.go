@@ -137,14 +137,10 @@ func (s *Service) loadBack(r record) (loaded, error) {
 	return inspect(data)
 }
 
-// start is startAttempt for what has not just failed.
-func (s *Service) start(r record, image loaded) (*instance, error) {
-	return s.startAttempt(r, image, 0)
-}
-
-// startAttempt makes a process of a unikernel, with all that it needs, and lets it run. Whatever fails, nothing stays; but the record of an
-// earlier start is the caller's. The caller has the name locked.
-func (s *Service) startAttempt(r record, image loaded, attempt int) (_ *instance, err error) {
+// start makes a process of a unikernel, with all that it needs, gives it to the entry, which is locked, and lets it run. It is the attempt-th
+// start in short order. If it fails, nothing stays but what the entry had before,
+// and the record, which is the caller's to drop.
+func (s *Service) start(e *entry, r record, image loaded, attempt int) (err error) {
 	begin := time.Now()
 	r.Boot = s.boot
 	var g errgroup.Group // the disk is slower than the kernel: both at once
@@ -155,22 +151,23 @@ func (s *Service) startAttempt(r record, image loaded, attempt int) (_ *instance
 		return s.store.saveRecord(r)
 	})
 	inst := &instance{record: r, started: begin, attempt: attempt, slot: noSlot, exited: make(chan struct{}), done: make(chan struct{})}
-	p, err := s.prepare(inst, image)
+	w, err := s.prepare(inst, image)
 	if serr := g.Wait(); serr != nil && err == nil {
-		err = errors.Join(serr, p.kill())
-	}
-	if err == nil {
-		err = p.open()
+		err = errors.Join(serr, w.kill())
 	}
 	if err != nil {
 		s.dropImage(r.Digest)
-		return nil, errors.Join(err, s.release(inst), s.store.dropRecord(r.Name))
+		return errors.Join(err, s.release(inst))
 	}
+	s.put(e, inst)
 	s.run(inst)
+	if err := w.open(); err != nil { // it was killed at its gate, and that will be told
+		s.log.Warn("unikernel ended before it began", "unikernel", r.Name.String(), "err", err)
+	}
 	s.metrics.startDuration.Observe(time.Since(begin).Seconds())
-	s.log.Info("unikernel started", "unikernel", r.Name.String(), "pid", inst.proc.pid, "taps", inst.taps,
+	s.log.Info("unikernel started", "unikernel", r.Name.String(), "pid", inst.proc.PID, "taps", inst.taps,
 		"digest", hex.EncodeToString(r.Digest), "memory_mb", r.Args.Memory, "dur", time.Since(begin))
-	return inst, nil
+	return nil
 }
 
 // waiting is a process that waits at its gate.
@@ -313,7 +310,7 @@ func (s *Service) settle(inst *instance, pid int) (err error) {
 		}
 	}
 	return s.store.saveHandle(inst.record.Name, handle{
-		PID: pid, Start: inst.proc.start, Boot: s.boot, Slot: inst.slot, Taps: inst.taps, Started: inst.started, Attempt: inst.attempt,
+		identity: inst.proc.identity, Boot: s.boot, Slot: inst.slot, Taps: inst.taps, Started: inst.started, Attempt: inst.attempt,
 	})
 }
 
@@ -368,7 +365,7 @@ func (s *Service) buried(inst *instance, ended exit) {
 	inst.console.add(line{at: now, text: ended.String()})
 	inst.console.setEnded(now)
 	s.metrics.exits.WithLabelValues(ended.kind()).Inc()
-	s.log.Info("unikernel ended", "unikernel", name.String(), "pid", inst.proc.pid, "how", ended.String(),
+	s.log.Info("unikernel ended", "unikernel", name.String(), "pid", inst.proc.PID, "how", ended.String(),
 		"asked", inst.stopping.Load(), "dur", now.Sub(inst.started))
 	close(inst.done)
 }
@@ -422,5 +419,5 @@ func (s *Service) stop(inst *instance) error {
 		case <-timer.C:
 		}
 	}
-	return fmt.Errorf("process %d does not end", inst.proc.pid)
+	return fmt.Errorf("process %d does not end", inst.proc.PID)
 }

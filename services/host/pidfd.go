@@ -5,8 +5,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"strconv"
+	"strings"
+	"syscall"
 	"time"
 	"unsafe"
 
@@ -15,15 +18,21 @@ import (
 
 // process is a unikernel's process, ours or adopted. Its pidfd cannot come to mean another process, so a signal never hits a stranger.
 type process struct {
-	pid   int
-	start uint64 // ticks after boot, field 22 of /proc/<pid>/stat: with the pid it names one process of this boot
-	fd    *os.File
+	identity
+	fd *os.File
+}
+
+// identity names one process of this boot.
+type identity struct {
+	PID   int
+	Start uint64 // in clock ticks after boot, field 22 of /proc/<pid>/stat
+	Inode uint64 // of its pidfd, which no other process ever has (Linux 6.9; before that all have the same)
 }
 
 // errNotThere reports that a process of a stored pid and start time does not run (any more).
 var errNotThere = errors.New("the process is gone")
 
-// openProcess opens the process pid. The caller knows that it is the one it means: a child not yet reaped, or by its start time.
+// openProcess opens the process pid. The caller knows that it is the one it means: a child not yet reaped, or by its identity.
 func openProcess(pid int) (*process, error) {
 	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
 	if errors.Is(err, unix.ESRCH) {
@@ -32,59 +41,66 @@ func openProcess(pid int) (*process, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open pidfd of %d: %w", pid, err)
 	}
-	p := &process{pid: pid, fd: os.NewFile(uintptr(fd), "pidfd")}
-	if p.start, err = startTime(pid); err != nil {
+	p := &process{identity: identity{PID: pid}, fd: os.NewFile(uintptr(fd), "pidfd")}
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return nil, errors.Join(fmt.Errorf("look at pidfd of %d: %w", pid, err), p.fd.Close())
+	}
+	p.Inode = st.Ino
+	if p.Start, err = startTime(pid); err != nil {
 		return nil, errors.Join(err, p.fd.Close())
 	}
 	return p, nil
 }
 
-// adoptProcess opens the process pid if it is still the one that started at start.
-func adoptProcess(pid int, start uint64) (*process, error) {
-	p, err := openProcess(pid) // first the pidfd, then the look at what it means: no other order is safe
-	if errors.Is(err, os.ErrNotExist) {
-		return nil, errNotThere
-	}
+// adoptProcess opens the process that id names. The error is [errNotThere] if it has ended.
+func adoptProcess(id identity) (*process, error) {
+	p, err := openProcess(id.PID) // first the pidfd, then the look at what it means: no other order is safe
 	if err != nil {
 		return nil, err
 	}
-	if p.start != start {
+	if p.identity != id {
 		return nil, errors.Join(errNotThere, p.fd.Close())
 	}
 	return p, nil
 }
 
-// startTime reads when the process pid started, in clock ticks after boot.
+// startTime reads when the process pid started.
 func startTime(pid int) (uint64, error) {
-	stat, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
-	if errors.Is(err, unix.ESRCH) {
-		return 0, errNotThere
-	}
+	fields, err := statFields(pid)
 	if err != nil {
-		return 0, fmt.Errorf("read start time of process %d: %w", pid, err)
+		return 0, err
 	}
-	return parseStartTime(stat)
+	return strconv.ParseUint(fields[22], 10, 64)
 }
 
-// parseStartTime finds field 22 in the text of /proc/<pid>/stat. The command name, field 2, is in parentheses and may hold anything.
-func parseStartTime(stat []byte) (uint64, error) {
-	end := bytes.LastIndexByte(stat, ')')
-	fields := bytes.Fields(stat[end+1:])
-	if end < 0 || len(fields) < 20 {
-		return 0, fmt.Errorf("process status %q has no start time", stat)
+// statFields reads /proc/<pid>/stat; the fields have their numbers of proc_pid_stat(5), but for the second, which is left out.
+func statFields(pid int) ([]string, error) {
+	text, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	if errors.Is(err, unix.ESRCH) || errors.Is(err, fs.ErrNotExist) {
+		return nil, errNotThere
 	}
-	start, err := strconv.ParseUint(string(fields[19]), 10, 64)
 	if err != nil {
-		return 0, fmt.Errorf("parse start time: %w", err)
+		return nil, fmt.Errorf("read status of process %d: %w", pid, err)
 	}
-	return start, nil
+	return parseStat(string(text))
+}
+
+// parseStat splits the text of /proc/<pid>/stat. The second field, the command, is in parentheses and may hold anything.
+func parseStat(text string) ([]string, error) {
+	end := strings.LastIndexByte(text, ')')
+	fields := strings.Fields(text[end+1:])
+	if end < 0 || len(fields) < 50 {
+		return nil, fmt.Errorf("process status %q is none", text)
+	}
+	return append([]string{"", "", ""}, fields...), nil
 }
 
 // signal sends sig; a process that is gone already is no error.
 func (p *process) signal(sig unix.Signal) error {
 	raw, err := p.fd.SyscallConn()
 	if err != nil {
-		return fmt.Errorf("signal process %d: %w", p.pid, err)
+		return fmt.Errorf("signal process %d: %w", p.PID, err)
 	}
 	var serr error
 	err = raw.Control(func(fd uintptr) { serr = unix.PidfdSendSignal(int(fd), sig, nil, 0) })
@@ -92,7 +108,7 @@ func (p *process) signal(sig unix.Signal) error {
 		return nil
 	}
 	if err = errors.Join(err, serr); err != nil {
-		return fmt.Errorf("signal process %d: %w", p.pid, err)
+		return fmt.Errorf("signal process %d: %w", p.PID, err)
 	}
 	return nil
 }
@@ -103,14 +119,14 @@ func (p *process) wait(ctx context.Context) (exit, error) {
 	defer stop()
 	raw, err := p.fd.SyscallConn()
 	if err != nil {
-		return exit{}, fmt.Errorf("wait for process %d: %w", p.pid, err)
+		return exit{}, fmt.Errorf("wait for process %d: %w", p.PID, err)
 	}
 	if err := raw.Read(func(fd uintptr) bool { return polled(fd, unix.POLLIN) }); err != nil {
-		return exit{}, fmt.Errorf("wait for process %d: %w", p.pid, err)
+		return exit{}, fmt.Errorf("wait for process %d: %w", p.PID, err)
 	}
 	var ws unix.WaitStatus
 	for {
-		_, err = unix.Wait4(p.pid, &ws, unix.WNOHANG, nil)
+		_, err = unix.Wait4(p.PID, &ws, unix.WNOHANG, nil)
 		if !errors.Is(err, unix.EINTR) {
 			break
 		}
@@ -118,19 +134,24 @@ func (p *process) wait(ctx context.Context) (exit, error) {
 	if err == nil {
 		return exit{known: true, status: ws}, nil
 	}
-	return p.foreignExit(raw), nil // adopted: the child of another process
+	return p.foreignExit(ctx, raw), nil // adopted: the child of another process
 }
 
-// reapTime bounds the wait for the parent of an adopted process to collect it; only then does the kernel tell its exit status.
-const reapTime = 200 * time.Millisecond
+// reapTime bounds the wait for the parent of an adopted process to collect it; only then does the kernel tell its exit status for sure.
+const reapTime = 3 * time.Second
 
-// foreignExit asks the kernel (6.15 or newer) how a process ended that is not our child.
-func (p *process) foreignExit(raw interface {
-	Control(func(uintptr)) error
-	Read(func(uintptr) bool) error
-},
-) exit {
-	_ = p.fd.SetReadDeadline(time.Now().Add(reapTime))
+// foreignExit finds out how a process ended that is not our child. Until it is collected its status may be seen in /proc (a zero there
+// may also mean that we may not see it); afterwards kernels from 6.15 on tell it by the pidfd. A wait for it ends with ctx.
+func (p *process) foreignExit(ctx context.Context, raw syscall.RawConn) exit {
+	if fields, err := statFields(p.PID); err == nil && fields[22] == strconv.FormatUint(p.Start, 10) {
+		if status, err := strconv.ParseUint(fields[52], 10, 32); err == nil && status != 0 {
+			return exit{known: true, status: unix.WaitStatus(status)}
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, reapTime)
+	defer cancel()
+	stop := context.AfterFunc(ctx, func() { _ = p.fd.SetReadDeadline(time.Unix(1, 0)) })
+	defer stop()
 	_ = raw.Read(func(fd uintptr) bool { return polled(fd, unix.POLLHUP) }) // late is no error: then the status is unknown
 	var e exit
 	_ = raw.Control(func(fd uintptr) { e = pidfdExit(fd) })

@@ -4,6 +4,8 @@ import (
 	"context"
 	"slices"
 	"time"
+
+	"fulmar/albatross"
 )
 
 const (
@@ -44,10 +46,7 @@ func (s *Service) resume(ctx context.Context, inst *instance, ended exit) {
 			return true // a command has taken it in hand
 		}
 		if again {
-			again := handle{Boot: s.boot, Attempt: attempt, Started: inst.started} // no process: to be started
-			if err := s.store.saveHandle(name, again); err != nil {
-				s.log.Error("could not write down a restart", "unikernel", name.String(), "err", err)
-			}
+			s.markDue(name, attempt)
 			return false
 		}
 		if err := s.store.dropRecord(name); err != nil {
@@ -85,19 +84,26 @@ func (s *Service) startAgain(inst *instance, next record, attempt int) (settled 
 	if e.inst != inst {
 		return true
 	}
+	s.markDue(next.Name, attempt)
 	image, err := s.loadBack(next)
 	if err == nil {
 		err = s.check(image, next.Args)
 	}
-	var started *instance
 	if err == nil {
-		started, err = s.startAttempt(next, image, attempt)
+		err = s.start(e, next, image, attempt)
 	}
 	if err != nil {
+		s.markDue(next.Name, attempt)
 		s.log.Error("could not start a unikernel again", "unikernel", next.Name.String(), "attempt", attempt, "err", err)
 		return false
 	}
 	s.metrics.restarts.Inc()
-	s.put(e, started)
 	return true
+}
+
+// markDue writes down that a unikernel is to be started again, should host die before it is.
+func (s *Service) markDue(name albatross.Name, attempt int) {
+	if err := s.store.saveHandle(name, handle{Boot: s.boot, Attempt: attempt}); err != nil {
+		s.log.Error("could not write down a restart", "unikernel", name.String(), "err", err)
+	}
 }

@@ -38,13 +38,12 @@ func (r record) startup() int {
 
 // handle is what is needed to find a running instance again. It means nothing after a boot, so it is not synced to the disk.
 type handle struct {
-	PID     int    // 0: it has ended and is to be started again
-	Start   uint64 // of the process, in clock ticks after boot
-	Boot    string
-	Slot    int
-	Taps    []string
-	Started time.Time
-	Attempt int // how many restarts in short order led to it
+	identity        // of process 0 if it has ended and is to be started again
+	Boot     string // boot id of the machine
+	Slot     int
+	Taps     []string
+	Started  time.Time
+	Attempt  int // how many restarts in short order led to it
 }
 
 // saved is what the store knows of one name.
