@@ -23,6 +23,7 @@ type cli struct {
 	JSON  bool   `name:"json" help:"Print JSON, one object a line, for programs."`
 
 	Up         upCmd         `cmd:"" help:"Run the bus, the host and all services in this process."`
+	Bus        busCmd        `cmd:"" help:"Run the bus alone, for services that run each in its own process."`
 	Deploy     deployCmd     `cmd:"" help:"Deploy new content of a stack and follow it until it is published."`
 	Promote    promoteCmd    `cmd:"" help:"Publish what is staged."`
 	Rollback   rollbackCmd   `cmd:"" help:"Publish the previous content again."`
