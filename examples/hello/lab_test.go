@@ -62,13 +62,16 @@ func TestMain(m *testing.M) {
 // A lab is a network namespace with a tap, on which the namespace has hostIP
 // and a guest is to have guestIP.
 type lab struct {
-	t  *testing.T
+	t  testing.TB
 	ns netns.NsHandle
+	// tap stays open, so that its carrier does not come and go with guests.
+	tap *os.File
+	mtu int
 }
 
 // newLab makes a namespace without a name: it is gone with the test's process
 // at the latest.
-func newLab(t *testing.T) *lab {
+func newLab(t testing.TB) *lab {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("not root: a network namespace cannot be made")
@@ -81,13 +84,16 @@ func newLab(t *testing.T) *lab {
 		if l.ns, err = netns.New(); err != nil {
 			return fmt.Errorf("make network namespace: %w", err)
 		}
-		return makeTap()
+		if err := makeTap(); err != nil {
+			return err
+		}
+		return l.openTap()
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := l.ns.Close(); err != nil {
+		if err := errors.Join(l.tap.Close(), l.ns.Close()); err != nil {
 			t.Error(err)
 		}
 	})
@@ -116,6 +122,27 @@ func makeTap() error {
 		return fmt.Errorf("give tap its address: %w", err)
 	}
 	return netlink.LinkSetUp(tap)
+}
+
+// openTap opens the tap and waits until the kernel has noticed that it has a
+// carrier: what is sent before that is lost, and an ARP request comes again
+// only after a second.
+func (l *lab) openTap() (err error) {
+	updates, done := make(chan netlink.LinkUpdate), make(chan struct{})
+	if err := netlink.LinkSubscribeWithOptions(updates, done, netlink.LinkSubscribeOptions{ListExisting: true}); err != nil {
+		return fmt.Errorf("watch tap: %w", err)
+	}
+	if l.tap, l.mtu, err = solo5.OpenTap(tapName); err != nil {
+		close(done)
+	}
+	up := false
+	for update := range updates { // until it is closed, after done is
+		if !up && update.Attrs().Name == tapName && update.Attrs().OperState == netlink.OperUp {
+			up = true
+			close(done)
+		}
+	}
+	return err
 }
 
 // onThread runs fn on a thread of its own, which ends with it, so that fn may
@@ -189,7 +216,7 @@ func (l *lab) client(connections int) *http.Client {
 
 // A guest is a running unikernel.
 type guest struct {
-	t       *testing.T
+	t       testing.TB
 	cmd     *exec.Cmd
 	console *console
 	ended   chan struct{} // closed after cmd.Wait
@@ -228,16 +255,10 @@ func (l *lab) launch(args ...string) *guest {
 		l.t.Fatal(err)
 	}
 	defer file.Close()
-	var tap *os.File
-	var mtu int
-	if err := l.do(func() (err error) { tap, mtu, err = solo5.OpenTap(tapName); return err }); err != nil {
-		l.t.Fatal(err)
-	}
-	defer tap.Close()
 	tender, err := solo5.PrepareSPT(solo5.Guest{
 		Image:  file,
 		Memory: 8,
-		Nets:   []solo5.Net{{Name: "service", Tap: tap, MAC: guestMAC, MTU: mtu}},
+		Nets:   []solo5.Net{{Name: "service", Tap: l.tap, MAC: guestMAC, MTU: l.mtu}},
 		Args:   args,
 	})
 	if err != nil {
@@ -258,8 +279,7 @@ func (l *lab) launch(args ...string) *guest {
 		close(g.ended)
 	}()
 	l.t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		<-g.ended
+		g.kill()
 		if l.t.Failed() {
 			l.t.Logf("console:\n%s", g.console)
 		}
@@ -271,14 +291,26 @@ func (l *lab) launch(args ...string) *guest {
 func (l *lab) start(ctx context.Context, args ...string) *guest {
 	l.t.Helper()
 	g := l.launch(append([]string{"--ipv4=" + guestIP + "/24", "--ipv4-gateway=" + hostIP}, args...)...)
+	g.waitReady(ctx)
+	return g
+}
+
+// waitReady waits for the line that says that the guest serves.
+func (g *guest) waitReady(ctx context.Context) {
+	g.t.Helper()
 	select {
 	case <-g.console.line:
 	case <-g.ended:
-		l.t.Fatalf("guest ended: %v, console: %s", g.cmd.ProcessState, g.console)
+		g.t.Fatalf("guest ended: %v, console: %s", g.cmd.ProcessState, g.console)
 	case <-ctx.Done():
-		l.t.Fatal(ctx.Err())
+		g.t.Fatal(ctx.Err())
 	}
-	return g
+}
+
+// kill ends the guest, if it has not ended.
+func (g *guest) kill() {
+	_ = g.cmd.Process.Kill()
+	<-g.ended
 }
 
 // exitStatus waits for the guest's end.
@@ -294,7 +326,7 @@ func (g *guest) exitStatus(ctx context.Context) int {
 }
 
 // testContext ends before the whole test run would.
-func testContext(t *testing.T) context.Context {
+func testContext(t testing.TB) context.Context {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	t.Cleanup(cancel)
 	return ctx

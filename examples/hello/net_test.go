@@ -63,6 +63,20 @@ func TestFollowsChangedMAC(t *testing.T) {
 	}
 }
 
+// One that says nothing by ARP either is noticed by where its packets come from.
+func TestAsksAgainWhenMACDiffers(t *testing.T) {
+	ctx, l := testContext(t), newLab(t)
+	l.start(ctx)
+	p := l.newPeer("10.9.0.50")
+	seq := p.open(ctx, 1000, 1460)
+	// Long before the guest would ask by itself.
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	p.mac = net.HardwareAddr{2, 0, 0, 0, 2, 0}
+	p.send(segment{seq: 1001, ack: seq, flags: ack, wnd: 60000, data: request})
+	p.expect(ctx, segment{seq: seq, ack: 1001 + reqLen, flags: ack | psh, data: answer})
+}
+
 func TestAnnouncesItself(t *testing.T) {
 	ctx, l := testContext(t), newLab(t)
 	l.run(ctx, "sysctl", "-q", "-w", "net.ipv4.conf."+tapName+".arp_accept=1")
@@ -161,5 +175,49 @@ func TestIdle(t *testing.T) {
 	// The second announcement, timers of the last answers, and the kernel's own ARP are all that may wake it.
 	if ticksAfter-ticks > 1 || switchesAfter-switches > 10 {
 		t.Errorf("idle for a second, used %d ticks and woke %d times", ticksAfter-ticks, switchesAfter-switches)
+	}
+}
+
+// What it takes from the start of the process to the first answer.
+func BenchmarkFirstAnswer(b *testing.B) {
+	ctx, l := testContext(b), newLab(b)
+	for b.Loop() {
+		g := l.launch("--ipv4=" + guestIP + "/24")
+		if err := l.do(func() error { return oneRequest(ctx, request, "hello\n") }); err != nil {
+			b.Fatal(err)
+		}
+		b.StopTimer()
+		g.kill()
+		b.StartTimer()
+	}
+}
+
+// What a kept connection carries, one request after the other.
+func BenchmarkKeepAlive(b *testing.B) {
+	ctx, l := testContext(b), newLab(b)
+	l.start(ctx)
+	conn := l.connect(ctx, "tcp", guestAddr)
+	r := bufio.NewReader(conn)
+	for b.Loop() {
+		fmt.Fprint(conn, request)
+		if status, _, err := readAnswer(r); status != 200 {
+			b.Fatal(status, err)
+		}
+	}
+}
+
+func BenchmarkNewConnection(b *testing.B) {
+	ctx, l := testContext(b), newLab(b)
+	l.start(ctx)
+	err := l.do(func() error {
+		for b.Loop() {
+			if err := oneRequest(ctx, request, "hello\n"); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		b.Fatal(err)
 	}
 }

@@ -39,7 +39,7 @@ func (s segment) String() string {
 // A peer is one end of a TCP connection made by hand, at an address that the
 // kernel beside it does not have: it can do what a kernel never would.
 type peer struct {
-	t    *testing.T
+	t    testing.TB
 	file *os.File // a packet socket on the tap
 	mac  net.HardwareAddr
 	ip   netip.Addr
@@ -155,8 +155,11 @@ func (p *peer) next(deadline time.Time) (segment, error) {
 			return segment{}, err
 		}
 		frame := buffer[:n]
-		if n < 54 && n < 42 || string(frame[6:12]) != string(guestMAC) {
+		if n < 42 || string(frame[6:12]) != string(guestMAC) {
 			continue // what we and the kernel send comes by, too
+		}
+		if frame[0] != 0xff && string(frame[:6]) != string(p.mac) {
+			continue
 		}
 		if frame[12] == 8 && frame[13] == 6 {
 			p.answerARP(frame)

@@ -21,6 +21,8 @@ struct neighbour {
 	uint64_t asked;     /* when we last asked; 0: never */
 	unsigned tries;     /* questions since it was last heard of */
 	uint64_t used;
+	bool doubtful; /* a packet came from elsewhere since */
+	uint64_t doubted;
 };
 
 /* A frame that waits for its neighbour's MAC address. */
@@ -118,7 +120,7 @@ void arp_send(uint32_t ip, uint8_t *frame, size_t len)
 	struct neighbour *n = find_or_make(ip);
 
 	n->used = now;
-	if (!n->known || now - n->confirmed > FRESH_FOR)
+	if (!n->known || n->doubtful || now - n->confirmed > FRESH_FOR)
 		ask(n, ip);
 	if (n->known) {
 		transmit(frame, len, n->mac);
@@ -139,6 +141,7 @@ static void learn(struct neighbour *n, uint32_t ip, const uint8_t mac[6])
 	n->known = true;
 	n->confirmed = now;
 	n->tries = 0;
+	n->doubtful = false;
 	if (was_known)
 		return;
 	/* From the oldest on, as they were sent. */
@@ -175,13 +178,15 @@ void arp_seen(uint32_t ip, const uint8_t mac[6])
 
 	if (n == NULL || !n->known || memcmp(n->mac, mac, 6) == 0)
 		return;
-	/* Two MAC addresses may both be right, so not for every packet. */
-	if (n->asked != 0 && now - n->asked < SECOND)
-		return;
-	/* Where a packet came from proves little, so we ask, and at once all. */
+	/* Where a packet came from proves little, so the next one we send asks, and at once all. */
+	n->doubtful = true;
 	if (n->tries == 0)
 		n->tries = 1;
-	ask(n, ip);
+	/* Without waiting, but not every time, as two MAC addresses may both be right. */
+	if (n->doubted == 0 || now - n->doubted > SECOND) {
+		n->doubted = now;
+		n->asked = 0;
+	}
 }
 
 static void announce(void)

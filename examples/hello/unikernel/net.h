@@ -79,7 +79,7 @@ void arp_timer(void);
 
 void arp_input(const struct arp_packet *packet, size_t len);
 
-/* arp_seen compares where a packet came from with what we believe, and asks again when they differ. */
+/* arp_seen compares where a packet came from with what we believe; when they differ, the next arp_send asks. */
 void arp_seen(uint32_t ip, const uint8_t mac[6]);
 
 /*
