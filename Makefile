@@ -23,6 +23,14 @@ help: ## list the targets
 build: ## build every command into bin/
 	CGO_ENABLED=0 go build -trimpath -o bin/ ./cmd/...
 
+.PHONY: install
+install: build ## install commands, systemd units and the group of the host's sockets below DESTDIR
+	install -d $(DESTDIR)/usr/bin $(DESTDIR)/usr/lib/systemd/system $(DESTDIR)/usr/lib/sysusers.d $(DESTDIR)/etc/fulmar
+	install bin/fulmar bin/fulmar-spt $(DESTDIR)/usr/bin/
+	for s in builder ipam vmm monitor nat gc host; do install bin/$$s $(DESTDIR)/usr/bin/fulmar-$$s; done
+	install -m 644 deploy/systemd/*.service deploy/systemd/*.socket $(DESTDIR)/usr/lib/systemd/system/
+	install -m 644 deploy/systemd/fulmar.sysusers $(DESTDIR)/usr/lib/sysusers.d/fulmar.conf
+
 .PHONY: demo
 demo: root needs build ## deploy, update under load, roll back and retire a real unikernel, in namespaces of its own
 	CGO_ENABLED=0 go build -trimpath -o bin/ ./e2e/demo
