@@ -42,7 +42,8 @@ test: root needs ## run every test, against real parts
 
 .PHONY: bench
 bench: root needs build ## measure what docs/PERFORMANCE.md says
-	go test -run '^$$' -bench . -benchtime 1x -timeout 60m ./e2e/...
+	CGO_ENABLED=0 go build -trimpath -o bin/ ./e2e/bench
+	./bin/bench $(BENCH)
 
 .PHONY: fuzz
 fuzz: ## run every fuzz target for 30 s

@@ -2,6 +2,7 @@ package lab
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -33,8 +34,33 @@ type Result struct {
 	Failed   int
 	Errors   map[string]int // by their text
 	Bodies   map[string]int // answers by their body
+	Answers  []Answer
 	Slowest  time.Duration
 	Behind   int // requests that started over 100 ms late because all workers were busy
+}
+
+// Answer is one good answer.
+type Answer struct {
+	Begin, End time.Time // from before the connection was opened until the body was read
+	Body       string
+}
+
+// Mixed gives the answers with a body of before to connections that were opened after somebody had an answer with
+// another body already: there are none if a switch is one.
+func (r Result) Mixed(before string) []Answer {
+	var switched time.Time
+	for _, a := range r.Answers {
+		if a.Body != before && (switched.IsZero() || a.End.Before(switched)) {
+			switched = a.End
+		}
+	}
+	var mixed []Answer
+	for _, a := range r.Answers {
+		if a.Body == before && !switched.IsZero() && a.Begin.After(switched) {
+			mixed = append(mixed, a)
+		}
+	}
+	return mixed
 }
 
 // Load starts a load of rate requests a second from the clients to an address.
@@ -87,11 +113,11 @@ func (l *Load) Seen(body string) int {
 func (l *Load) count(due time.Time, request func() (string, error)) {
 	begin := time.Now()
 	body, err := request()
-	took := time.Since(begin)
+	end := time.Now()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.result.Requests++
-	l.result.Slowest = max(l.result.Slowest, took)
+	l.result.Slowest = max(l.result.Slowest, end.Sub(begin))
 	if begin.Sub(due) > 100*time.Millisecond {
 		l.result.Behind++
 	}
@@ -101,6 +127,7 @@ func (l *Load) count(due time.Time, request func() (string, error)) {
 		return
 	}
 	l.result.Bodies[body]++
+	l.result.Answers = append(l.result.Answers, Answer{begin, end, body})
 }
 
 // reason is an error without the addresses and ports that make every one different.
@@ -110,6 +137,18 @@ func reason(err error) string {
 	}
 	return err.Error()
 }
+
+// Get makes one request from the clients, on a new connection, and gives the body of a good answer.
+func (s *Space) Get(to netip.AddrPort) (body string, err error) {
+	err = s.Do(func() error {
+		body, err = get(to)
+		return err
+	})
+	return body, err
+}
+
+// Get makes one request from the host itself, on a new connection, and gives the body of a good answer.
+func Get(to netip.AddrPort) (string, error) { return get(to) }
 
 // get makes one request on a new connection and gives the body of a good answer.
 func get(to netip.AddrPort) (string, error) {
@@ -146,4 +185,21 @@ func Ask(c net.Conn, path string, keepAlive bool) (string, error) {
 		return "", fmt.Errorf("status %d", r.StatusCode)
 	}
 	return strings.TrimSpace(string(body)), nil
+}
+
+// FirstAnswer asks an address, from this namespace, until it answers.
+func FirstAnswer(ctx context.Context, to netip.AddrPort) error {
+	for ctx.Err() == nil {
+		d := net.Dialer{Timeout: 5 * time.Millisecond} // the first packets meet a guest that still boots
+		c, err := d.DialContext(ctx, "tcp4", to.String())
+		if err != nil {
+			continue
+		}
+		_, err = Ask(c, "/", false)
+		_ = c.Close()
+		if err == nil {
+			return nil
+		}
+	}
+	return ctx.Err()
 }

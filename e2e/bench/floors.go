@@ -1,0 +1,193 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/vishvananda/netlink"
+
+	"fulmar/e2e/lab"
+)
+
+const (
+	floorBridge  = "floor0"
+	floorGateway = "10.81.0.1"
+	ticks        = 100 // a second, of /proc/PID/stat
+)
+
+// floors measures what no way to deploy can be faster than.
+func (m *measure) floors(ctx context.Context) error {
+	fmt.Printf("## Floors\n\n| what | median | p99 |\n|---|---|---|\n")
+	for _, f := range []struct {
+		what string
+		once func(context.Context, int) (time.Duration, error)
+	}{
+		{"bare `fulmar-spt hello.spt` on a tap that is there: exec to the first HTTP answer", m.bareExec},
+		{"one publish with its acknowledgement, synced to disk", m.onePublish},
+		{"one `iptables -I` of one rule", func(ctx context.Context, i int) (time.Duration, error) {
+			return timed(ctx, "iptables", "-t", "nat", "-I", "FLOOR", "-p", "tcp", "--dport", strconv.Itoa(1000+i), "-j", "DNAT", "--to-destination", "10.81.0.2:80")
+		}},
+	} {
+		if _, err := timed(ctx, "iptables", "-t", "nat", "-N", "FLOOR"); err != nil {
+			return err
+		}
+		var all []time.Duration
+		for i := range m.config.FloorRuns {
+			d, err := f.once(ctx, i)
+			if err != nil {
+				return fmt.Errorf("%s: %w", f.what, err)
+			}
+			all = append(all, d)
+		}
+		fmt.Printf("| %s | %s | %s |\n", f.what, ms(quantile(all, .5)), ms(quantile(all, .99)))
+		for _, undo := range [][]string{{"-t", "nat", "-F", "FLOOR"}, {"-t", "nat", "-X", "FLOOR"}} {
+			if _, err := timed(ctx, "iptables", undo...); err != nil {
+				return err
+			}
+		}
+	}
+	fmt.Println()
+	if link, err := netlink.LinkByName(floorBridge); err == nil {
+		return netlink.LinkDel(link)
+	}
+	return nil
+}
+
+func timed(ctx context.Context, name string, args ...string) (time.Duration, error) {
+	begin := time.Now()
+	out, err := exec.CommandContext(ctx, name, args...).CombinedOutput()
+	if err != nil {
+		return 0, fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, out)
+	}
+	return time.Since(begin), nil
+}
+
+func (m *measure) onePublish(ctx context.Context, _ int) (time.Duration, error) {
+	const name = "BENCH"
+	if _, err := m.bus.JS.CreateOrUpdateStream(ctx, jetstream.StreamConfig{Name: name, Subjects: []string{"bench"}}); err != nil {
+		return 0, err
+	}
+	begin := time.Now()
+	_, err := m.bus.JS.Publish(ctx, "bench", make([]byte, 1024))
+	return time.Since(begin), err
+}
+
+// bareExec runs hello by the tender alone and asks it until it answers.
+func (m *measure) bareExec(ctx context.Context, i int) (time.Duration, error) {
+	tap := fmt.Sprintf("floor-t%d", i)
+	if err := floorTap(tap); err != nil {
+		return 0, err
+	}
+	address := netip.AddrFrom4([4]byte{10, 81, 0, byte(2 + i%250)})
+	cmd := exec.CommandContext(ctx, filepath.Join(m.lab.Bin, "fulmar-spt"), "--mem="+strconv.Itoa(memory), "--net:service="+tap, "--", m.image,
+		"--ipv4="+address.String()+"/24", "--ipv4-gateway="+floorGateway)
+	begin := time.Now()
+	if err := cmd.Start(); err != nil {
+		return 0, err
+	}
+	err := lab.FirstAnswer(ctx, netip.AddrPortFrom(address, 80))
+	took := time.Since(begin)
+	_ = cmd.Process.Kill()
+	_ = cmd.Wait() // it was killed
+	link, lerr := netlink.LinkByName(tap)
+	if lerr == nil {
+		lerr = netlink.LinkDel(link)
+	}
+	if err == nil {
+		err = lerr
+	}
+	return took, err
+}
+
+// floorTap makes a tap on a bridge of the floors.
+func floorTap(name string) error {
+	bridge, err := netlink.LinkByName(floorBridge)
+	if err != nil {
+		attrs := netlink.NewLinkAttrs()
+		attrs.Name = floorBridge
+		if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil {
+			return err
+		}
+		if bridge, err = netlink.LinkByName(floorBridge); err != nil {
+			return err
+		}
+		address, err := netlink.ParseAddr(floorGateway + "/24")
+		if err != nil {
+			return err
+		}
+		if err := netlink.AddrAdd(bridge, address); err != nil {
+			return err
+		}
+		if err := netlink.LinkSetUp(bridge); err != nil {
+			return err
+		}
+	}
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = name
+	tap := &netlink.Tuntap{LinkAttrs: attrs, Mode: netlink.TUNTAP_MODE_TAP, Flags: netlink.TUNTAP_NO_PI}
+	if err := netlink.LinkAdd(tap); err != nil {
+		return err
+	}
+	if err := netlink.LinkSetMaster(tap, bridge); err != nil {
+		return err
+	}
+	return netlink.LinkSetUp(tap)
+}
+
+// idle measures what `fulmar up`, with the bus, the host and all services in it, costs while nothing happens.
+func (m *measure) idle(ctx context.Context) error {
+	if err := m.fill(ctx, m.config.IdleLive); err != nil {
+		return err
+	}
+	fmt.Printf("## Idle\n\n")
+	time.Sleep(3 * time.Second) // for the last drains to end
+	before, err := cpuTime(m.up)
+	if err != nil {
+		return err
+	}
+	time.Sleep(time.Duration(m.config.IdleTime) * time.Second)
+	after, err := cpuTime(m.up)
+	if err != nil {
+		return err
+	}
+	memory, err := resident(m.up)
+	if err != nil {
+		return err
+	}
+	fmt.Printf("%d instances live, `fulmar up` (bus, host and all services in one process) over %d s: %.2f %% of one core, %d MB resident\n\n",
+		len(m.stacks), m.config.IdleTime, 100*(after-before).Seconds()/float64(m.config.IdleTime), memory>>20)
+	return nil
+}
+
+// cpuTime is the time that a process has used, user and system.
+func cpuTime(pid int) (time.Duration, error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0, err
+	}
+	fields := strings.Fields(string(text[strings.LastIndexByte(string(text), ')')+1:]))
+	user, err := strconv.Atoi(fields[11])
+	if err != nil {
+		return 0, err
+	}
+	system, err := strconv.Atoi(fields[12])
+	return time.Duration(user+system) * time.Second / ticks, err
+}
+
+// resident is the memory of a process, in bytes.
+func resident(pid int) (int, error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", pid))
+	if err != nil {
+		return 0, err
+	}
+	pages, err := strconv.Atoi(strings.Fields(string(text))[1])
+	return pages * os.Getpagesize(), err
+}
