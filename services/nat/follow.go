@@ -15,7 +15,8 @@ const (
 	unquiet  = time.Second            // after which it is removed without quiet
 	breather = 100 * time.Millisecond // between two looks at what others changed
 	sweep    = time.Minute            // between two looks without any sign
-	retry    = 250 * time.Millisecond // after a look that failed, doubled each time up to the sweep
+	retry    = 250 * time.Millisecond // after a look that failed, doubled each time
+	retryMax = 5 * time.Second
 )
 
 // rules is what the kernel has, as far as this process knows: it is the only one who publishes.
@@ -53,7 +54,7 @@ func (s *Service) follow(ctx context.Context, followed func()) error {
 		if err := s.look(ctx, cause); err != nil && ctx.Err() == nil {
 			s.log.Error("kernel did not follow the records", "cause", cause, "err", err)
 			failures++
-			return min(retry<<min(failures-1, 10), sweep)
+			return min(retry<<min(failures-1, 10), retryMax)
 		}
 		failures = 0
 		return sweep

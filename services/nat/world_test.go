@@ -70,7 +70,7 @@ func lan() *fulmarv1.Network {
 	return &fulmarv1.Network{Name: "lan", Host: testHost, Bridge: "br-nat", Prefix: "10.79.0.0/24", Gateway: "10.79.0.1"}
 }
 
-func emptyFirewall(t *testing.T) {
+func emptyFirewall(t testing.TB) {
 	t.Helper()
 	for _, table := range []string{"raw", "mangle", "filter", "nat"} {
 		iptables(t, "-t", table, "-F")
@@ -90,7 +90,7 @@ func flushEverything(t *testing.T) {
 	}
 }
 
-func iptables(t *testing.T, args ...string) {
+func iptables(t testing.TB, args ...string) {
 	t.Helper()
 	if out, err := exec.Command("iptables", args...).CombinedOutput(); err != nil {
 		t.Fatalf("iptables %s: %v: %s", strings.Join(args, " "), err, out)
