@@ -117,18 +117,44 @@ func (p plan) load(t *trampoline) {
 	boot := p.boot()
 	t.read(p.fds.trampoline, bootInfoBase, t.put(boot)-trampolineBase, uint64(len(boot)))
 	for _, s := range p.image.Segments {
-		t.read(p.fds.image, s.Addr, s.Offset, s.FileSize)
-	}
-	for _, s := range p.image.Segments {
-		start, end := s.pages()
-		if start == end {
-			continue
+		if shareable(s) {
+			p.share(t, s)
+		} else {
+			p.copy(t, s)
 		}
-		t.call(call{
-			nr: sysMprotect, args: [6]uint64{start, end - start, protection(s.Flags)},
-			or: fmt.Sprintf("protect the segment at %#x", s.Addr),
-		})
 	}
+}
+
+// shareable reports whether the pages of a segment can be those of the sealed
+// image itself, so that guests of one image share them and nothing is copied:
+// it is not written to, its pages lie in the file as they do in memory, and
+// there is nothing to add to them.
+func shareable(s Segment) bool {
+	return s.Flags&elf.PF_W == 0 && s.FileSize == s.MemSize && s.Offset%pageSize == s.Addr%pageSize
+}
+
+// share maps a segment from the image.
+func (p plan) share(t *trampoline, s Segment) {
+	start, end := s.pages()
+	t.call(call{
+		nr: sysMmap,
+		args: [6]uint64{
+			start, end - start, protection(s.Flags), unix.MAP_PRIVATE | unix.MAP_FIXED,
+			uint64(p.fds.image), s.Offset - s.Offset%pageSize,
+		},
+		want: start,
+		or:   fmt.Sprintf("map the segment at %#x", s.Addr),
+	})
+}
+
+// copy reads a segment into memory; what the file does not fill stays zero.
+func (p plan) copy(t *trampoline, s Segment) {
+	start, end := s.pages()
+	t.read(p.fds.image, s.Addr, s.Offset, s.FileSize)
+	t.call(call{
+		nr: sysMprotect, args: [6]uint64{start, end - start, protection(s.Flags)},
+		or: fmt.Sprintf("protect the segment at %#x", s.Addr),
+	})
 }
 
 // mapMemory maps memory that can be read and written.

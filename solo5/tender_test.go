@@ -3,6 +3,7 @@ package solo5_test
 import (
 	"bufio"
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -132,6 +133,39 @@ func TestGuests(t *testing.T) {
 				t.Errorf("standard error: %s", stderr.String())
 			}
 		})
+	}
+}
+
+func TestSegmentThatLiesAskewInTheFile(t *testing.T) {
+	image, err := os.ReadFile(solo5test.Build(t, 0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Move the text to where its pages cannot be mapped from.
+	const progOffset, progFileSize = 64 + 8, 64 + 32
+	from := binary.LittleEndian.Uint64(image[progOffset:])
+	size := binary.LittleEndian.Uint64(image[progFileSize:])
+	text := bytes.Clone(image[from:][:size])
+	clear(image[from:][:size])
+	image = append(image, 0)
+	binary.LittleEndian.PutUint64(image[progOffset:], uint64(len(image)))
+	path := filepath.Join(t.TempDir(), "askew.spt")
+	if err := os.WriteFile(path, append(image, text...), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for args, want := range map[string]string{
+		"hello 5":              "exit status 5",
+		"misbehave write-text": "signal: segmentation fault",
+		"misbehave run-data":   "signal: segmentation fault",
+	} {
+		tender := prepare(t, solo5.Guest{Image: open(t, path), Memory: 2, Args: strings.Fields(args)})
+		cmd, err := tender.Command()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Run(); err == nil || !strings.HasPrefix(err.Error(), want) {
+			t.Errorf("%s: %v instead of %s", args, err, want)
+		}
 	}
 }
 
