@@ -66,6 +66,27 @@ type Facts struct {
 	IdleSince  time.Time     // when the first of the polls in a row was that found none; zero: the last one found some
 }
 
+// Concerned gives the generations of a head that an event is about: failed about its own; published and staged about all
+// that drain or are condemned, unless something newer is live or staged, whose event is about them then. So however many
+// deployments drain, one event waits for them.
+func Concerned(h *fulmarv1.Head, verb messages.Verb, generation uint64) []uint64 {
+	if verb == messages.Failed {
+		return []uint64{generation}
+	}
+	var all []uint64
+	for _, d := range h.GetDeployments() {
+		switch d.GetState() {
+		case fulmarv1.State_STATE_DRAINING, fulmarv1.State_STATE_CONDEMNED:
+			all = append(all, d.GetGeneration())
+		case fulmarv1.State_STATE_LIVE, fulmarv1.State_STATE_STAGED:
+			if d.GetGeneration() > generation {
+				return nil
+			}
+		}
+	}
+	return all
+}
+
 // Next gives what is to be done to a deployment of a head, one step a call.
 func Next(d *fulmarv1.HeadDeployment, f Facts, now time.Time) Action {
 	switch d.GetState() {

@@ -159,3 +159,31 @@ func TestDescribe(t *testing.T) {
 		})
 	}
 }
+
+func TestConcerned(t *testing.T) {
+	entry := func(g uint64, s fulmarv1.State) *fulmarv1.HeadDeployment {
+		return &fulmarv1.HeadDeployment{Generation: g, State: s}
+	}
+	h := &fulmarv1.Head{Deployments: []*fulmarv1.HeadDeployment{
+		entry(1, fulmarv1.State_STATE_CONDEMNED), entry(2, fulmarv1.State_STATE_DRAINING), entry(4, fulmarv1.State_STATE_LIVE),
+		entry(5, fulmarv1.State_STATE_UNDERWAY), entry(6, fulmarv1.State_STATE_STAGED), entry(7, fulmarv1.State_STATE_UNDERWAY),
+	}}
+	cases := map[string]struct {
+		verb       messages.Verb
+		generation uint64
+		want       []uint64
+	}{
+		"a failure is about itself":                          {messages.Failed, 5, []uint64{5}},
+		"the newest event is about all that go down":         {messages.Staged, 6, []uint64{1, 2}},
+		"an older event leaves them to the newest":           {messages.Published, 4, nil},
+		"so does the event of what is itself going down":     {messages.Published, 2, nil},
+		"an event that is newer than the head waits as well": {messages.Published, 8, []uint64{1, 2}},
+	}
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
+			if diff := cmp.Diff(c.want, Concerned(h, c.verb, c.generation)); diff != "" {
+				t.Errorf("concerned (-want +got):\n%s", diff)
+			}
+		})
+	}
+}

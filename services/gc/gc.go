@@ -79,8 +79,8 @@ func (s *Service) Run(ctx context.Context) error {
 	return g.Wait()
 }
 
-// handle brings every deployment of an event's stack as far down as it may go now, and asks to be called again while one
-// of them drains. Of those underway it looks only at the one that the event says has failed.
+// handle brings the deployments that an event concerns as far down as they may go now, and asks to be called again while
+// one of them drains.
 func (s *Service) handle(ctx context.Context, e *fulmarv1.Event) (messages.Verb, error) {
 	stack := e.GetDeployment().GetStack()
 	head, _, err := s.bus.Heads.Get(ctx, stack)
@@ -88,13 +88,8 @@ func (s *Service) handle(ctx context.Context, e *fulmarv1.Event) (messages.Verb,
 		return "", err
 	}
 	var after time.Duration
-	for _, d := range head.GetDeployments() {
-		g := d.GetGeneration()
-		failed := messages.Verb(e.GetVerb()) == messages.Failed && g == e.GetDeployment().GetGeneration()
-		if d.GetState() == fulmarv1.State_STATE_UNDERWAY && !failed {
-			continue
-		}
-		done, err := s.lower(ctx, stack, g)
+	for _, generation := range Concerned(head, messages.Verb(e.GetVerb()), e.GetDeployment().GetGeneration()) {
+		done, err := s.lower(ctx, stack, generation)
 		if err != nil {
 			return "", err
 		}

@@ -387,11 +387,15 @@ func TestACrashBeforeDrainedAndForgottenAcksDrainOnce(t *testing.T) {
 
 func TestTwoReplicasDrainOnce(t *testing.T) {
 	w := newWorld(t)
-	w.gc(20 * time.Millisecond)
-	w.gc(20 * time.Millisecond)
+	w.gc(never)
+	w.gc(never)
+	w.awaitPlan()
 	for g := uint64(1); g <= 20; g++ {
 		w.head(g, entry(g, underway, instance(g)))
 		w.say(messages.Failed, g)
+		if _, err := w.bus.Sweep(t.Context(), "h1", false); err != nil { // both hear it, and both sweep
+			t.Fatal(err)
+		}
 		w.chain(g, messages.Failed, messages.Drained)
 	}
 	for g := uint64(1); g <= 20; g++ {

@@ -55,7 +55,7 @@ func (s *Service) sweep(ctx context.Context) ([]Item, error) {
 	var errs []error
 	for _, stack := range slices.Sorted(maps.Keys(heads)) {
 		for _, d := range heads[stack].GetDeployments() {
-			if d.GetHost() != s.config.Host || restful(d) {
+			if restful(d) {
 				continue
 			}
 			done, err := s.lower(ctx, stack, d.GetGeneration())

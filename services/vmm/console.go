@@ -23,9 +23,12 @@ import (
 const TimeHeader = "Fulmar-Time"
 
 const (
-	backlog     = 1024        // lines of the past that are asked for
-	refollow    = time.Second // between two subscriptions to one console
-	consoleTick = time.Millisecond
+	backlog     = 1024             // lines of the past that are asked for
+	consoleTick = time.Millisecond // a console knows no finer time
+
+	// From one subscription to a console to the next: it doubles while a daemon does not want more of them.
+	firstRefollow = time.Second
+	lastRefollow  = time.Minute
 )
 
 // follow is one console that is followed.
@@ -51,7 +54,7 @@ func (w *watcher) followAll(ctx context.Context, following *sync.WaitGroup) {
 			continue
 		}
 		ctx, cancel := context.WithCancel(ctx)
-		o.from = o.from.Truncate(consoleTick) // a console knows no finer time
+		o.from = o.from.Truncate(consoleTick)
 		f := &follow{cancel: cancel, origin: o}
 		w.follows[name] = f
 		following.Go(func() { w.follow(ctx, name, f) })
@@ -67,12 +70,13 @@ func (w *watcher) follow(ctx context.Context, instance string, f *follow) {
 	}
 	t := time.NewTimer(0)
 	defer t.Stop()
-	for {
+	for wait := firstRefollow; ; wait = min(2*wait, lastRefollow) {
 		select {
 		case <-ctx.Done():
 			return
 		case <-t.C:
 		}
+		begin := time.Now()
 		err := w.client.Subscribe(ctx, name, albatross.ConsoleSubscribe{Count: backlog}, func(l albatross.ConsoleLine) error {
 			return w.line(instance, f, l.ConsoleData)
 		})
@@ -84,7 +88,10 @@ func (w *watcher) follow(ctx context.Context, instance string, f *follow) {
 			f.from, f.passed = f.from.Add(consoleTick), false
 		}
 		w.mu.Unlock()
-		t.Reset(refollow)
+		if time.Since(begin) > lastRefollow {
+			wait = firstRefollow
+		}
+		t.Reset(wait)
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -27,9 +28,10 @@ const (
 )
 
 // images gives images by digest, from a directory if they lie there and else from the object store. What it gives has the
-// digest: a file that was cut short or damaged is fetched again.
+// digest: a file that was cut short or damaged is fetched again. A directory that does not work is no reason not to start.
 type images struct {
 	store   jetstream.ObjectStore
+	log     *slog.Logger
 	dir     string
 	limit   int64 // bytes in the directory; the image in use may go above it
 	metrics metrics
@@ -46,7 +48,7 @@ func (i *images) get(ctx context.Context, digest string) ([]byte, error) {
 		return image, nil
 	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("read cached image: %w", err)
+		i.log.Error("cached image was unreadable", "err", err)
 	}
 	image, err = i.store.GetBytes(ctx, digest)
 	switch {
@@ -58,7 +60,10 @@ func (i *images) get(ctx context.Context, digest string) ([]byte, error) {
 		return nil, messages.Refuse(fulmarv1.ReasonCode_REASON_CODE_IMAGE, "the store gives an image of SHA-256 %s by the name of %s", digestOf(image), digest)
 	}
 	i.metrics.images.WithLabelValues("fetched").Inc()
-	return image, i.keep(path, image)
+	if err := i.keep(path, image); err != nil {
+		i.log.Error("image was not cached", "err", err)
+	}
+	return image, nil
 }
 
 func digestOf(image []byte) string {

@@ -81,7 +81,7 @@ func New(b *bus.Bus, c Config, reg prometheus.Registerer) (*Service, error) {
 		return nil, fmt.Errorf("make image cache: %w", err)
 	}
 	s := &Service{bus: b, log: b.Log, config: c, path: path, client: &albatross.Client{Dir: c.Dir}, metrics: newMetrics(reg)}
-	s.images = &images{store: b.Images, dir: c.Cache, limit: c.CacheBytes, metrics: s.metrics}
+	s.images = &images{store: b.Images, log: b.Log, dir: c.Cache, limit: c.CacheBytes, metrics: s.metrics}
 	s.watcher = newWatcher(b, c, path, s.client, s.metrics)
 	return s, nil
 }
@@ -103,25 +103,24 @@ func (s *Service) Run(ctx context.Context) error {
 	return g.Wait()
 }
 
-// start gets the images of a leased deployment and creates its instances, in lease order.
+// start gets the images of a leased deployment and creates its instances, in lease order, but for those that were kept and
+// run.
 func (s *Service) start(ctx context.Context, e *fulmarv1.Event) (messages.Verb, error) {
 	d := e.GetDeployment()
 	starts, err := Starts(d, s.config.CPUs)
 	if err != nil {
 		return "", err
 	}
-	for i, st := range starts {
-		if starts[i].Config.Image, err = s.images.get(ctx, st.Image); err != nil {
-			return "", fmt.Errorf("unit %s: %w", st.Unit, err)
-		}
+	missing, err := s.missing(ctx, starts)
+	if err != nil {
+		return "", err
 	}
 	again := false
-	for _, st := range starts {
-		created, err := s.create(ctx, st, e.GetTime().AsTime(), d.GetDeadline().AsTime())
-		if err != nil {
+	for _, st := range missing {
+		if err := s.create(ctx, st, e.GetTime().AsTime(), d.GetDeadline().AsTime()); err != nil {
 			return "", err
 		}
-		again = again || created && st.Kept
+		again = again || st.Kept
 	}
 	if again { // the record must not tell any more that it has exited
 		if err := s.watcher.look(ctx); err != nil {
@@ -131,44 +130,66 @@ func (s *Service) start(ctx context.Context, e *fulmarv1.Event) (messages.Verb, 
 	return messages.Started, nil
 }
 
-// create makes one instance run, and reports whether it did not before.
-func (s *Service) create(ctx context.Context, st Start, leased, deadline time.Time) (created bool, err error) {
+// missing gives the instances to create, with their images. One that was kept runs, as a rule, and its image need be
+// nowhere any more.
+func (s *Service) missing(ctx context.Context, starts []Start) ([]Start, error) {
+	var missing []Start
+	for _, st := range starts {
+		if st.Kept {
+			runs, err := s.runs(ctx, st)
+			if err != nil {
+				return nil, err
+			}
+			if runs {
+				continue
+			}
+		}
+		var err error
+		if st.Config.Image, err = s.images.get(ctx, st.Image); err != nil {
+			return nil, fmt.Errorf("unit %s: %w", st.Unit, err)
+		}
+		missing = append(missing, st)
+	}
+	return missing, nil
+}
+
+// create makes one instance run, unless it does already.
+func (s *Service) create(ctx context.Context, st Start, leased, deadline time.Time) error {
 	name, err := nameOf(s.path, st.Name)
 	if err != nil {
-		return false, messages.Refuse(fulmarv1.ReasonCode_REASON_CODE_START, "unit %s cannot be started: %w", st.Unit, err)
+		return messages.Refuse(fulmarv1.ReasonCode_REASON_CODE_START, "unit %s cannot be started: %w", st.Unit, err)
 	}
 	ctx, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
-	if st.Kept { // it runs, as a rule: its image need not travel
-		if runs, err := s.runs(ctx, name, st); runs || err != nil {
-			return false, err
-		}
-	}
 	begin := time.Now()
 	if begin.After(deadline) {
-		return false, fmt.Errorf("start %s: %w", st.Name, messages.ErrLate)
+		return fmt.Errorf("start %s: %w", st.Name, messages.ErrLate)
 	}
 	err = s.client.Create(ctx, name, st.Config)
 	if errors.Is(err, albatross.ErrExists) {
-		runs, err := s.runs(ctx, name, st)
+		runs, err := s.runs(ctx, st)
 		if err == nil && !runs {
 			err = fmt.Errorf("start %s: it ran and has exited", st.Name)
 		}
-		return false, err
+		return err
 	}
 	if err != nil {
 		s.metrics.creates.WithLabelValues("failed").Inc()
-		return false, st.Judge(err, leased, time.Now())
+		return st.Judge(err, leased, time.Now())
 	}
 	s.metrics.creates.WithLabelValues("created").Inc()
 	s.metrics.createSeconds.Observe(time.Since(begin).Seconds())
 	s.watcher.created(st.Name, begin)
 	s.log.Info("unikernel was created", "unikernel", st.Name, "dur", time.Since(begin))
-	return true, nil
+	return nil
 }
 
 // runs reports whether an instance runs as it should. It refuses one that runs otherwise.
-func (s *Service) runs(ctx context.Context, name albatross.Name, st Start) (bool, error) {
+func (s *Service) runs(ctx context.Context, st Start) (bool, error) {
+	name, err := nameOf(s.path, st.Name)
+	if err != nil {
+		return false, messages.Refuse(fulmarv1.ReasonCode_REASON_CODE_START, "unit %s cannot be started: %w", st.Unit, err)
+	}
 	have, err := s.client.Info(ctx, name)
 	if errors.Is(err, albatross.ErrNotFound) {
 		return false, nil

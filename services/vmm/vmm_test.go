@@ -312,7 +312,7 @@ func TestItStartsRecordsAndStops(t *testing.T) {
 func TestAnExitIsRecordedWithItsStatus(t *testing.T) {
 	w := newWorld(t)
 	w.vmm(func(c *vmm.Config) { c.Poll = time.Hour }) // its console must tell
-	d := w.leased(5, "later", "100", "3")
+	d := w.leased(5, "later", "2100", "3")            // no look comes of itself any more by then
 	w.start(d)
 	w.record(&fulmarv1.HostInstance{Name: "web.web.5", Exit: "exited with status 3", LastLine: "up"})
 
@@ -473,6 +473,7 @@ func TestAKeptInstanceRunsOn(t *testing.T) {
 	before := w.info("web.web.1")
 	again := w.leased(2, "wait")
 	again.Units[0].Instance, again.Units[0].Kept = first.GetUnits()[0].GetInstance(), true
+	image := w.loseImage()
 	w.start(again)
 	if after := w.info("web.web.1"); !after.Started.Equal(before.Started) {
 		t.Error("it was started again")
@@ -483,6 +484,9 @@ func TestAKeptInstanceRunsOn(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.record(&fulmarv1.HostInstance{Name: "web.web.1", Exit: "killed by signal SIGTERM", LastLine: "up"})
+	if _, err := w.bus.Images.PutBytes(t.Context(), w.image, image); err != nil {
+		t.Fatal(err)
+	}
 	third := w.leased(3, "wait")
 	third.Units[0].Instance, third.Units[0].Kept = first.GetUnits()[0].GetInstance(), true
 	w.start(third)
@@ -492,13 +496,27 @@ func TestAKeptInstanceRunsOn(t *testing.T) {
 	}
 }
 
+// loseImage removes the image from the store and the cache, and gives it.
+func (w *world) loseImage() []byte {
+	w.t.Helper()
+	image, err := w.bus.Images.GetBytes(w.t.Context(), w.image)
+	if err == nil {
+		err = errors.Join(w.bus.Images.Delete(w.t.Context(), w.image), os.Remove(filepath.Join(w.dir, "cache", w.image)))
+	}
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return image
+}
+
 func TestAPathKeepsApartWhatIsOurs(t *testing.T) {
 	w := newWorld(t)
 	w.create("web.web.1", "wait") // not below the path
 	w.create("stranger", "wait")
+	w.create("fulmar:h1:sub:web.web.3", "wait")
 	w.vmm(func(c *vmm.Config) { c.Path = "fulmar:h1" })
 	w.start(w.leased(2, "wait"))
-	if diff := cmp.Diff([]string{":stranger", ":web.web.1", "fulmar:h1:web.web.2"}, w.running()); diff != "" {
+	if diff := cmp.Diff([]string{":stranger", ":web.web.1", "fulmar:h1:sub:web.web.3", "fulmar:h1:web.web.2"}, w.running()); diff != "" {
 		t.Errorf("running (-want +got):\n%s", diff)
 	}
 	w.instances([]*fulmarv1.HostInstance{{Name: "web.web.2", Running: true}})
@@ -525,7 +543,7 @@ func (w *world) create(name string, command ...string) {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	n, err := albatross.MakeName(name)
+	n, err := albatross.ParseName(name)
 	if err == nil {
 		err = w.daemon.Create(w.t.Context(), n, albatross.Config{Image: image, Args: albatross.Args{
 			Memory: 16, CPUs: 1, Bridges: []albatross.Bridge{{Netif: "net0", Bridge: "br0"}}, Arguments: command,
