@@ -112,14 +112,14 @@ func updates(ctx context.Context, l *lab.Lab, load *lab.Load, second []string) e
 				return err
 			}
 		}
-		tick := time.NewTicker(10 * time.Millisecond)
-		defer tick.Stop()
-		for load.Seen(step.body) < before+rate { // a second of it
-			select {
-			case <-ctx.Done():
-				return ctx.Err()
-			case <-tick.C:
+		err := lab.Until(ctx, func() error { // a second of it
+			if seen := load.Seen(step.body); seen < before+rate {
+				return fmt.Errorf("only %d answers by %s", seen-before, step.body)
 			}
+			return nil
+		})
+		if err != nil {
+			return err
 		}
 	}
 	return nil

@@ -1,7 +1,6 @@
 package lab
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -11,11 +10,16 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
-	"syscall"
 )
 
-// Lab is a host, which is the namespace that this process is in, and its clients.
+const (
+	// HostName is the lab's host as Fulmar names it.
+	HostName = "lab"
+	// Bridge is the bridge of its network.
+	Bridge = "fulmar0"
+)
+
+// Lab is a host, which is the namespace that this process is in, and its clients. There is one at a time.
 type Lab struct {
 	Dir     string // of everything that its processes write
 	Bin     string // directory of the commands
@@ -29,104 +33,28 @@ func New(dir, bin string) (*Lab, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Lab{Dir: dir, Bin: bin, Cgroup: fmt.Sprintf("fulmar-lab-%d", os.Getpid()), Clients: clients}, nil
+	return &Lab{Dir: dir, Bin: bin, Cgroup: "fulmar-lab-" + filepath.Base(dir), Clients: clients}, nil
 }
 
-// Close lets the clients go. Processes are stopped by who started them.
-func (l *Lab) Close() error { return l.Clients.close() }
+// Close ends unikernels that still run and makes the host's namespace as new. Processes are stopped before, by who
+// started them.
+func (l *Lab) Close() error {
+	return errors.Join(l.endUnikernels(), cleanHost(), l.Clients.close())
+}
 
 // RunDir is where the host's sockets are.
 func (l *Lab) RunDir() string { return filepath.Join(l.Dir, "run") }
 
-// Process is a program that runs in the lab.
-type Process struct {
-	cmd  *exec.Cmd
-	log  *os.File
-	done chan struct{}
-	err  error
-}
-
-// Start starts one of Fulmar's commands with its output in a file of its own, and waits until a line of its output
-// has a text in it; no text waits for nothing.
-func (l *Lab) Start(name, until string, args ...string) (*Process, error) {
-	log, err := os.CreateTemp(l.Dir, name+"-*.log")
-	if err != nil {
-		return nil, fmt.Errorf("start %s: %w", name, err)
-	}
-	out, in, err := os.Pipe()
-	if err != nil {
-		return nil, fmt.Errorf("start %s: %w", name, err)
-	}
-	p := &Process{cmd: exec.Command(filepath.Join(l.Bin, name), args...), log: log, done: make(chan struct{})}
-	p.cmd.Stdout, p.cmd.Stderr = in, in
-	err = p.cmd.Start()
-	_ = in.Close() // the child has its own
-	if err != nil {
-		return nil, fmt.Errorf("start %s: %w", name, err)
-	}
-	seen := make(chan struct{})
-	go p.copyLog(out, until, seen)
-	if until == "" {
-		return p, nil
-	}
-	select {
-	case <-seen:
-		return p, nil
-	case <-p.done:
-		text, _ := os.ReadFile(log.Name())
-		return nil, fmt.Errorf("%s ended at once: %w\n%s", name, p.err, text)
-	}
-}
-
-// copyLog writes what the process prints to its file, tells when the text was seen, and reaps it at the end.
-func (p *Process) copyLog(out io.ReadCloser, until string, seen chan<- struct{}) {
-	defer close(p.done)
-	defer p.log.Close()
-	defer out.Close()
-	var once sync.Once
-	r := bufio.NewReader(out)
-	for {
-		line, err := r.ReadString('\n')
-		_, _ = p.log.WriteString(line) // a log that cannot be written shows as an empty one
-		if until != "" && strings.Contains(line, until) {
-			once.Do(func() { close(seen) })
-		}
-		if err != nil {
-			break
-		}
-	}
-	p.err = p.cmd.Wait()
-}
-
-// Pid is the process's id.
-func (p *Process) Pid() int { return p.cmd.Process.Pid }
-
-// Log is the name of the file with what it printed.
-func (p *Process) Log() string { return p.log.Name() }
-
-// Stop asks the process to end and waits until it has.
-func (p *Process) Stop() error { return p.end(syscall.SIGTERM) }
-
-// Kill kills the process and waits until it is gone.
-func (p *Process) Kill() error { return p.end(syscall.SIGKILL) }
-
-func (p *Process) end(s syscall.Signal) error {
-	if err := p.cmd.Process.Signal(s); err != nil && !errors.Is(err, os.ErrProcessDone) {
-		return fmt.Errorf("end process %d: %w", p.Pid(), err)
-	}
-	<-p.done
-	var status *exec.ExitError
-	if p.err != nil && (s != syscall.SIGKILL || !errors.As(p.err, &status)) {
-		return fmt.Errorf("process %d: %w", p.Pid(), p.err)
-	}
-	return nil
-}
-
 // Up starts all of Fulmar in one process, and gives it when it is up.
 func (l *Lab) Up(args ...string) (*Process, error) {
-	return l.Start("fulmar", " is up ", append([]string{
-		"up", "--data", filepath.Join(l.Dir, "data"), "--run-dir", l.RunDir(), "--cgroup", l.Cgroup, "--host", "lab", "--verbose",
-	}, args...)...)
+	return l.Start("fulmar", " is up ", l.UpArgs(args...)...)
+}
+
+// UpArgs is the command line with which [Lab.Up] starts fulmar.
+func (l *Lab) UpArgs(more ...string) []string {
+	return append([]string{
+		"up", "--data", filepath.Join(l.Dir, "data"), "--run-dir", l.RunDir(), "--cgroup", l.Cgroup, "--host", HostName, "--verbose",
+	}, more...)
 }
 
 // Fulmar runs the command line and gives what it printed.
@@ -144,6 +72,18 @@ func (l *Lab) FulmarTo(ctx context.Context, out, errout io.Writer, args ...strin
 	cmd := exec.CommandContext(ctx, filepath.Join(l.Bin, "fulmar"), args...)
 	cmd.Stdout, cmd.Stderr = out, errout
 	return cmd.Run()
+}
+
+// Build builds Fulmar's commands into a directory, as many as are named.
+func Build(ctx context.Context, dir string, flags []string, commands ...string) error {
+	args := append([]string{"build"}, append(flags, "-o", dir+string(os.PathSeparator))...)
+	for _, c := range commands {
+		args = append(args, "fulmar/cmd/"+c)
+	}
+	if out, err := exec.CommandContext(ctx, "go", args...).CombinedOutput(); err != nil {
+		return fmt.Errorf("build the commands: %w\n%s", err, out)
+	}
+	return nil
 }
 
 // HelloArgs are the arguments with which hello serves a text.

@@ -9,33 +9,50 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
-var generation = regexp.MustCompile(`FULMAR-[0-9]+`)
+// poll is the time between two looks at what gives no event.
+const poll = 20 * time.Millisecond
 
-// Clean waits until nothing of unikernels is there on the host, and says what is there still when ctx ends.
-func (l *Lab) Clean(ctx context.Context) error {
-	tick := time.NewTicker(20 * time.Millisecond)
+// Until calls f until it is nil, and gives its last error when ctx ends.
+func Until(ctx context.Context, f func() error) error {
+	tick := time.NewTicker(poll)
 	defer tick.Stop()
 	for {
-		left, err := l.Left()
-		if err != nil || len(left) == 0 {
-			return err
+		err := f()
+		if err == nil {
+			return nil
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("left behind: %q", left)
+			return fmt.Errorf("%w: %w", ctx.Err(), err)
 		case <-tick.C:
 		}
 	}
 }
 
-// Left says what of unikernels is there on the host: taps, control groups and chains of a generation. With nothing
-// deployed there is none.
+// Clean waits until nothing of unikernels is there on the host, and says what is there still when ctx ends.
+func (l *Lab) Clean(ctx context.Context) error {
+	return Until(ctx, func() error {
+		left, err := l.Left()
+		if err == nil && len(left) > 0 {
+			err = fmt.Errorf("left behind: %q", left)
+		}
+		return err
+	})
+}
+
+var generation = regexp.MustCompile(`FULMAR-[0-9]+`)
+
+// Left says what of unikernels is there on the host: taps, control groups, processes in them, and rules of a
+// generation, sorted. With nothing deployed there is none.
 func (l *Lab) Left() ([]string, error) {
 	var left []string
 	links, err := netlink.LinkList()
@@ -47,25 +64,160 @@ func (l *Lab) Left() ([]string, error) {
 			left = append(left, "tap "+link.Attrs().Name)
 		}
 	}
-	for _, dir := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/memory", "/sys/fs/cgroup/pids", "/sys/fs/cgroup/cpuset", "/sys/fs/cgroup/unified"} {
-		groups, err := os.ReadDir(filepath.Join(dir, l.Cgroup))
+	groups, err := l.groups()
+	if err != nil {
+		return nil, err
+	}
+	for _, g := range groups {
+		left = append(left, "control group "+g)
+	}
+	pids, err := l.Unikernels()
+	if err != nil {
+		return nil, err
+	}
+	for _, pid := range pids {
+		left = append(left, fmt.Sprintf("process %d", pid))
+	}
+	rules, err := Rules()
+	if err != nil {
+		return nil, err
+	}
+	for _, r := range rules {
+		if generation.MatchString(r) {
+			left = append(left, "rule "+r)
+		}
+	}
+	slices.Sort(left)
+	return left, nil
+}
+
+var counters = regexp.MustCompile(`\[[0-9]+:[0-9]+\]`)
+
+// Rules lists the rules of the host as iptables-save prints them, without comments and counters.
+func Rules() ([]string, error) {
+	text, err := exec.Command("iptables-save").Output()
+	if err != nil {
+		return nil, fmt.Errorf("list the rules: %w", err)
+	}
+	var rules []string
+	for line := range strings.Lines(counters.ReplaceAllString(string(text), "")) {
+		if line = strings.TrimSpace(line); line != "" && line[0] != '#' {
+			rules = append(rules, line)
+		}
+	}
+	return rules, nil
+}
+
+// cgroupMounts are where control groups may be mounted: unified, or one for each controller.
+func cgroupMounts() []string {
+	const root = "/sys/fs/cgroup"
+	return []string{root, root + "/memory", root + "/pids", root + "/cpuset", root + "/unified"}
+}
+
+// groups lists the control groups of unikernels.
+func (l *Lab) groups() ([]string, error) {
+	var all []string
+	for _, mount := range cgroupMounts() {
+		dir := filepath.Join(mount, l.Cgroup)
+		groups, err := os.ReadDir(dir)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return nil, fmt.Errorf("list the control groups: %w", err)
 		}
 		for _, g := range groups {
 			if g.IsDir() {
-				left = append(left, "control group "+filepath.Join(dir, l.Cgroup, g.Name()))
+				all = append(all, filepath.Join(dir, g.Name()))
 			}
 		}
 	}
-	rules, err := exec.Command("iptables-save").Output()
+	return all, nil
+}
+
+// Unikernels lists the processes in the control groups of unikernels.
+func (l *Lab) Unikernels() ([]int, error) {
+	groups, err := l.groups()
 	if err != nil {
-		return nil, fmt.Errorf("list the rules: %w", err)
+		return nil, err
 	}
-	for line := range strings.SplitSeq(string(rules), "\n") {
-		if generation.MatchString(line) {
-			left = append(left, "rule "+line)
+	var pids []int
+	for _, g := range groups {
+		text, err := os.ReadFile(filepath.Join(g, "cgroup.procs"))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENODEV) {
+			return nil, fmt.Errorf("list the processes of %s: %w", g, err)
+		}
+		for field := range strings.FieldsSeq(string(text)) {
+			pid, err := strconv.Atoi(field)
+			if err != nil {
+				return nil, fmt.Errorf("list the processes of %s: %w", g, err)
+			}
+			pids = append(pids, pid)
 		}
 	}
-	return left, nil
+	slices.Sort(pids)
+	return slices.Compact(pids), nil
+}
+
+// KillUnikernels kills every unikernel, as a failure of the machine does.
+func (l *Lab) KillUnikernels() error {
+	pids, err := l.Unikernels()
+	if err != nil {
+		return err
+	}
+	for _, pid := range pids {
+		if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+			return fmt.Errorf("kill unikernel %d: %w", pid, err)
+		}
+	}
+	return nil
+}
+
+// endUnikernels kills what still runs and removes its control groups and their parents.
+func (l *Lab) endUnikernels() error {
+	ctx, cancel := context.WithTimeout(context.Background(), cleanTime)
+	defer cancel()
+	if err := l.KillUnikernels(); err != nil {
+		return err
+	}
+	return Until(ctx, func() error {
+		groups, err := l.groups()
+		for _, mount := range cgroupMounts() {
+			groups = append(groups, filepath.Join(mount, l.Cgroup))
+		}
+		errs := []error{err}
+		for _, g := range groups {
+			if err := os.Remove(g); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				errs = append(errs, err)
+			}
+		}
+		return errors.Join(errs...)
+	})
+}
+
+// cleanTime is for what was killed to be gone.
+const cleanTime = 10 * time.Second
+
+// FlushRules empties all tables of the firewall and deletes all chains of others than the kernel.
+func FlushRules() error {
+	for _, table := range []string{"filter", "nat", "mangle", "raw"} {
+		for _, what := range []string{"-F", "-X"} {
+			if out, err := exec.Command("iptables", "-w", "-t", table, what).CombinedOutput(); err != nil {
+				return fmt.Errorf("iptables -t %s %s: %w: %s", table, what, err, out)
+			}
+		}
+	}
+	return nil
+}
+
+// cleanHost removes bridges and rules from the host.
+func cleanHost() error {
+	links, err := netlink.LinkList()
+	if err != nil {
+		return fmt.Errorf("list the links: %w", err)
+	}
+	errs := []error{FlushRules()}
+	for _, link := range links {
+		if link.Type() == "bridge" {
+			errs = append(errs, netlink.LinkDel(link))
+		}
+	}
+	return errors.Join(errs...)
 }

@@ -4,6 +4,7 @@
 package lab
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -24,6 +25,7 @@ const (
 	HostAddr   = "192.0.2.1"
 	ClientAddr = "192.0.2.2"
 	linkBits   = 24
+	linkName   = "clients"
 )
 
 // Enter moves the process into a new network namespace by running its program again there; it must be called first.
@@ -62,12 +64,12 @@ func newSpace() (*Space, error) {
 		return nil, fmt.Errorf("make a namespace for clients: %w", err)
 	}
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name = "clients"
+	attrs.Name = linkName
 	veth := &netlink.Veth{LinkAttrs: attrs, PeerName: "eth0", PeerNamespace: netlink.NsFd(int(s.handle))}
 	if err := netlink.LinkAdd(veth); err != nil {
 		return nil, fmt.Errorf("connect the namespace of clients: %w", err)
 	}
-	if err := configure("clients", HostAddr, linkBits); err != nil {
+	if err := configure(linkName, HostAddr, linkBits); err != nil {
 		return nil, err
 	}
 	return s, s.Do(func() error {
@@ -97,7 +99,14 @@ func (s *Space) Dial(d net.Dialer, network string, to netip.AddrPort) (conn net.
 	return conn, err
 }
 
-func (s *Space) close() error { return s.handle.Close() }
+// close lets the namespace go, and removes what connects it: the kernel would do so too, but some time later.
+func (s *Space) close() error {
+	link, err := netlink.LinkByName(linkName)
+	if err == nil {
+		err = netlink.LinkDel(link)
+	}
+	return errors.Join(err, s.handle.Close())
+}
 
 // onThread runs f on an operating system thread that nothing else uses before or after.
 func onThread(f func() error) error {
