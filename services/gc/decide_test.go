@@ -47,15 +47,21 @@ func TestNext(t *testing.T) {
 		"a drain is looked at when its time ends":   {draining, "", Facts{Dying: 1, Flows: 3}, drain - time.Millisecond, Action{Do: Wait, Why: "3 connections are open, for at most 1ms more", After: time.Millisecond}},
 		"a drain ends with its time":                {draining, "", Facts{Dying: 1, Flows: 3}, drain, Action{Do: Condemn, Why: "its drain time of 1m0s is over, 3 connections are cut", Cause: "timeout"}},
 		"one poll without connections is not enough": {
-			draining, "", Facts{Dying: 1, IdleSince: since.Add(5 * time.Second)}, 5 * time.Second,
+			draining, "",
+			Facts{Dying: 1, IdleSince: since.Add(5 * time.Second)},
+			5 * time.Second,
 			Action{Do: Wait, Why: "its connections seem to have ended", After: firstLook},
 		},
 		"two polls that are close are not enough": {
-			draining, "", Facts{Dying: 1, IdleSince: since.Add(5 * time.Second)}, 5*time.Second + apart - 1,
+			draining, "",
+			Facts{Dying: 1, IdleSince: since.Add(5 * time.Second)},
+			5*time.Second + apart - 1,
 			Action{Do: Wait, Why: "its connections seem to have ended", After: firstLook},
 		},
 		"two polls without connections are": {
-			draining, "", Facts{Dying: 1, IdleSince: since.Add(5 * time.Second)}, 5*time.Second + apart,
+			draining, "",
+			Facts{Dying: 1, IdleSince: since.Add(5 * time.Second)},
+			5*time.Second + apart,
 			Action{Do: Condemn, Why: "its connections have ended", Cause: "idle"},
 		},
 

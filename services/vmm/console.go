@@ -26,6 +26,9 @@ const (
 	backlog     = 1024             // lines of the past that are asked for
 	consoleTick = time.Millisecond // a console knows no finer time
 
+	// An instance can write that it has exited, too. More often than this it is not looked at because it says so.
+	trust = 10 * time.Second
+
 	// From one subscription to a console to the next: it doubles while a daemon does not want more of them.
 	firstRefollow = time.Second
 	lastRefollow  = time.Minute
@@ -35,8 +38,9 @@ const (
 type follow struct {
 	cancel context.CancelFunc
 	origin
-	passed bool // a line was, since the last subscription
-	tail   Tail
+	passed  bool // a line was, since the last subscription
+	tail    Tail
+	hurried time.Time // when it last made the looks come in quick succession
 }
 
 // followAll begins to follow the consoles that are wanted and ends with those that are not.
@@ -106,9 +110,10 @@ func (w *watcher) line(instance string, f *follow, l albatross.ConsoleData) erro
 	} else {
 		f.tail, f.from, f.passed = tail, l.Time, true
 	}
-	exited := !old && tail.Exit != ""
+	now := time.Now()
+	exited := !old && tail.Exit != "" && now.Sub(f.hurried) > trust
 	if exited {
-		w.hurry = time.Now().Add(hurryTime)
+		f.hurried, w.hurry = now, now.Add(hurryTime)
 	}
 	w.mu.Unlock()
 	if exited {

@@ -12,8 +12,10 @@ import (
 	fulmarv1 "fulmar/messages/fulmar/v1"
 )
 
-// freshness is how old a host's record may become while nothing changes.
-const freshness = 30 * time.Second
+const (
+	freshness = 30 * time.Second // how old a host's record may become while nothing changes
+	skew      = time.Minute      // a record from further ahead is no younger one: the clock was set back
+)
 
 // daemonSays begins a line that our own host daemon appends to the console of an instance that ended.
 const daemonSays = "fulmar: "
@@ -54,7 +56,7 @@ type Look struct {
 // Record gives the record of a host after a look: the very same one when nothing is to be written. A younger record stays
 // as it is, and the last line of an instance that runs is no reason to write.
 func Record(have *fulmarv1.Host, l Look) *fulmarv1.Host {
-	if have.GetSeen().AsTime().After(l.At) {
+	if ahead := have.GetSeen().AsTime().Sub(l.At); ahead > 0 && ahead < skew {
 		return have
 	}
 	before := map[string]*fulmarv1.HostInstance{}
@@ -77,7 +79,7 @@ func Record(have *fulmarv1.Host, l Look) *fulmarv1.Host {
 		}
 	}
 	slices.SortFunc(want.Instances, func(a, b *fulmarv1.HostInstance) int { return cmp.Compare(a.GetName(), b.GetName()) })
-	if l.At.Sub(have.GetSeen().AsTime()) < freshness && same(have, want) {
+	if age := l.At.Sub(have.GetSeen().AsTime()); age >= 0 && age < freshness && same(have, want) {
 		return have
 	}
 	return want

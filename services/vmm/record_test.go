@@ -37,13 +37,15 @@ func TestRecord(t *testing.T) {
 		"the first look is written": {&fulmarv1.Host{}, Look{}, record()},
 		"nothing changed":           {record(runs("a.a.1", "x")), Look{Running: set("a.a.1"), Tails: map[string]Tail{"a.a.1": {Line: "y"}}}, nil},
 		"another one runs": {
-			record(runs("b.b.2", "")), Look{Running: set("b.b.2", "a.a.1"), Tails: map[string]Tail{"a.a.1": {Line: "up"}}},
+			record(runs("b.b.2", "")),
+			Look{Running: set("b.b.2", "a.a.1"), Tails: map[string]Tail{"a.a.1": {Line: "up"}}},
 			record(runs("a.a.1", "up"), runs("b.b.2", "")),
 		},
 		"one that nobody refers to is gone without a word": {record(runs("a.a.1", "x")), Look{}, record()},
 		"one that went a moment ago is not yet given up":   {record(runs("a.a.1", "x")), Look{Gone: set("a.a.1"), Unsure: set("a.a.1")}, nil},
 		"its console tells how it ended": {
-			record(runs("a.a.1", "x")), Look{Gone: set("a.a.1"), Tails: map[string]Tail{"a.a.1": {Line: "bad", Exit: "exited with status 3"}}},
+			record(runs("a.a.1", "x")),
+			Look{Gone: set("a.a.1"), Tails: map[string]Tail{"a.a.1": {Line: "bad", Exit: "exited with status 3"}}},
 			record(exited("a.a.1", "exited with status 3", "bad")),
 		},
 		"no console tells how it ended":       {record(runs("a.a.1", "x")), Look{Gone: set("a.a.1")}, record(exited("a.a.1", "exited", "x"))},
@@ -51,6 +53,7 @@ func TestRecord(t *testing.T) {
 		"one that died before it was seen":    {record(), Look{Gone: set("a.a.1")}, record(exited("a.a.1", "exited", ""))},
 		"one that runs again has no end":      {record(exited("a.a.1", "exited", "x")), Look{Running: set("a.a.1"), Gone: set("a.a.1")}, record(runs("a.a.1", "x"))},
 		"an older look changes nothing":       {record(runs("a.a.1", "x")), Look{At: then.Add(-time.Second)}, nil},
+		"after the clock was set back it is":  {record(runs("a.a.1", "x")), Look{At: then.Add(-time.Hour)}, record()},
 		"after a while it is written anyway":  {record(runs("a.a.1", "x")), Look{At: then.Add(freshness), Running: set("a.a.1")}, record(runs("a.a.1", "x"))},
 		"the daemon runs other targets today": {record(), Look{Targets: []string{"hvt"}}, &fulmarv1.Host{Name: "h1", Targets: []string{"hvt"}}},
 	}
