@@ -118,13 +118,6 @@ func (c *cgroups) list() ([]string, error) {
 	return names, nil
 }
 
-// close removes the parent groups if they are empty.
-func (c *cgroups) close() {
-	for _, h := range c.hierarchies {
-		_ = os.Remove(h.dir) // in use by unikernels that run on
-	}
-}
-
 // group is the control group of one instance.
 type group struct {
 	c    *cgroups

@@ -13,7 +13,6 @@ const (
 	maxLine        = 512  // bytes of a line that are kept; what follows is cut
 	ringLines      = 1024 // lines kept of each unikernel
 	subscribersMax = 5    // of one console; the oldest makes room
-	subscriberLag  = 2048 // lines that a subscriber may be behind before it is dropped; at least ringLines
 )
 
 // line is one line of a console.
@@ -42,71 +41,77 @@ func sinceCount(n int) since {
 	return func(ring []line) []line { return ring[len(ring)-max(0, min(n, len(ring))):] }
 }
 
-// subscriber is one reader of a console. Lines is closed when it is dropped.
+// subscriber is one reader of a console.
 type subscriber struct {
-	lines chan line
+	next uint64        // number of the line that it gets next
+	wake chan struct{} // has one element when there may be lines
+	gone chan struct{} // closed when it is dropped for a newer one
 }
 
-// console keeps the last lines of one unikernel name and hands them to its subscribers. It never waits for any of them.
+// console keeps the last lines of one unikernel name. Subscribers fetch them from there, so it never waits for one: who is
+// slower than the unikernel for more than the ring holds loses lines, and is told how many.
 type console struct {
 	mu          sync.Mutex
 	ring        []line // oldest first
+	total       uint64 // lines ever; the last in the ring has the number total-1
 	subscribers []*subscriber
 	active      bool      // a unikernel of this name runs
 	ended       time.Time // when the last one did
 	used        bool      // one of this name ran
 }
 
-// add keeps a line and sends it on.
-func (c *console) add(l line) (dropped int) {
+// kept returns the lines that are kept. The caller holds c.mu.
+func (c *console) kept() []line { return c.ring[max(0, len(c.ring)-ringLines):] }
+
+// add keeps a line and tells the subscribers.
+func (c *console) add(l line) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if len(c.ring) >= 2*ringLines { // amortised: the ring is moved once in ringLines lines
-		c.ring = append(c.ring[:0], c.ring[len(c.ring)-ringLines+1:]...)
+	if len(c.ring) >= 2*ringLines { // the ring is moved once in ringLines lines
+		c.ring = append(c.ring[:0], c.kept()...)
 	}
 	c.ring = append(c.ring, l)
-	kept := c.subscribers[:0]
+	c.total++
 	for _, s := range c.subscribers {
 		select {
-		case s.lines <- l:
-			kept = append(kept, s)
+		case s.wake <- struct{}{}:
 		default:
-			close(s.lines)
-			dropped++
 		}
 	}
-	clear(c.subscribers[len(kept):])
-	c.subscribers = kept
-	return dropped
 }
 
 // subscribe starts with the lines that from selects. It says whether a unikernel of the name ran at all.
 func (c *console) subscribe(from since) (s *subscriber, used bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	s = &subscriber{lines: make(chan line, subscriberLag)}
-	for _, l := range from(c.ring[max(0, len(c.ring)-ringLines):]) {
-		s.lines <- l
-	}
+	s = &subscriber{next: c.total - uint64(len(from(c.kept()))), wake: make(chan struct{}, 1), gone: make(chan struct{})}
+	s.wake <- struct{}{}
 	if len(c.subscribers) == subscribersMax {
-		close(c.subscribers[0].lines)
+		close(c.subscribers[0].gone)
 		c.subscribers = append(c.subscribers[:0], c.subscribers[1:]...)
 	}
 	c.subscribers = append(c.subscribers, s)
 	return s, c.used
 }
 
+// fetch returns the lines that are new to a subscriber, and how many it has missed before them.
+func (c *console) fetch(s *subscriber) (lines []line, missed uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	kept := c.kept()
+	if first := c.total - uint64(len(kept)); s.next < first {
+		missed, s.next = first-s.next, first
+	}
+	lines = append(lines, kept[uint64(len(kept))-(c.total-s.next):]...)
+	s.next = c.total
+	return lines, missed
+}
+
 // unsubscribe ends a subscription; one that was dropped already is no error.
 func (c *console) unsubscribe(s *subscriber) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for i, other := range c.subscribers {
-		if other == s {
-			close(s.lines)
-			c.subscribers = append(c.subscribers[:i], c.subscribers[i+1:]...)
-			return
-		}
-	}
+	c.subscribers = slices.DeleteFunc(c.subscribers, func(other *subscriber) bool { return other == s })
 }
 
 // idle says whether nothing needs the console: no unikernel of its name runs and nobody listens.

@@ -87,7 +87,7 @@ type Service struct {
 }
 
 // New opens the state and looks at the machine. It runs, adopts and removes nothing.
-func New(cfg Config, log *slog.Logger, reg prometheus.Registerer) (*Service, error) {
+func New(cfg Config, log *slog.Logger, reg prometheus.Registerer) (_ *Service, err error) {
 	cfg = cfg.withDefaults()
 	if cfg.RunDir == "" || cfg.StateDir == "" {
 		return nil, errors.New("host needs a run directory and a state directory")
@@ -98,7 +98,6 @@ func New(cfg Config, log *slog.Logger, reg prometheus.Registerer) (*Service, err
 		self:  &albatross.Client{Dir: cfg.RunDir},
 		names: make(map[albatross.Name]*entry), refs: make(map[string]int),
 	}
-	var err error
 	if s.boot, err = bootID(); err != nil {
 		return nil, err
 	}
@@ -113,6 +112,11 @@ func New(cfg Config, log *slog.Logger, reg prometheus.Registerer) (*Service, err
 	if s.store, err = openStore(cfg.StateDir); err != nil {
 		return nil, err
 	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.close())
+		}
+	}()
 	groups, err := findMounts(cfg.CgroupRoot)
 	if err != nil {
 		return nil, err
@@ -127,6 +131,14 @@ func New(cfg Config, log *slog.Logger, reg prometheus.Registerer) (*Service, err
 	}
 	s.metrics, err = newMetrics(reg, s.running)
 	return s, err
+}
+
+// close ends what New opened.
+func (s *Service) close() error {
+	if s.bridges != nil {
+		s.bridges.handle.Close()
+	}
+	return s.store.close()
 }
 
 // machineCPUs lists the CPUs that this process may use.
@@ -164,8 +176,8 @@ func (s *Service) Healthy(ctx context.Context) error {
 const healthTime = 5 * time.Second
 
 // Run adopts what runs, starts what should, and serves until ctx ends. The unikernels run on.
-func (s *Service) Run(ctx context.Context) error {
-	defer s.bridges.handle.Close()
+func (s *Service) Run(ctx context.Context) (err error) {
+	defer func() { err = errors.Join(err, s.close()) }()
 	watchCtx, stopWatching := context.WithCancel(context.WithoutCancel(ctx))
 	defer s.watching.Wait()
 	defer stopWatching()

@@ -48,7 +48,12 @@ func config(t testing.TB) host.Config {
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	cfg := host.Config{RunDir: filepath.Join(dir, "run"), StateDir: filepath.Join(dir, "state"), Cgroup: "fulmar-test-" + filepath.Base(dir), UIDBase: 700000}
-	t.Cleanup(func() { checkNothingLeft(t, cfg) })
+	t.Cleanup(func() {
+		checkNothingLeft(t, cfg)
+		for _, dir := range controlGroupParents(cfg) {
+			_ = os.Remove(dir)
+		}
+	})
 	return cfg
 }
 
@@ -143,8 +148,7 @@ func checkNothingLeft(t testing.TB, cfg host.Config) {
 			t.Errorf("a file is left: %s", filepath.Join(dir, f.Name()))
 		}
 	}
-	for _, root := range []string{"/sys/fs/cgroup/memory", "/sys/fs/cgroup/pids", "/sys/fs/cgroup", "/sys/fs/cgroup/unified"} {
-		dir := filepath.Join(root, cfg.Cgroup)
+	for _, dir := range controlGroupParents(cfg) {
 		files, err := os.ReadDir(dir)
 		if err != nil {
 			continue
@@ -154,13 +158,20 @@ func checkNothingLeft(t testing.TB, cfg host.Config) {
 				t.Errorf("a control group is left: %s", filepath.Join(dir, f.Name()))
 			}
 		}
-		_ = os.Remove(dir)
 	}
 	for pid, uid := range processes(t) {
 		if uid >= cfg.UIDBase && uid < cfg.UIDBase+1000 {
 			t.Errorf("process %d of user %d is left", pid, uid)
 		}
 	}
+}
+
+// controlGroupParents are the places where the parent of a host's control groups may be.
+func controlGroupParents(cfg host.Config) (dirs []string) {
+	for _, root := range []string{"/sys/fs/cgroup/memory", "/sys/fs/cgroup/pids", "/sys/fs/cgroup", "/sys/fs/cgroup/unified"} {
+		dirs = append(dirs, filepath.Join(root, cfg.Cgroup))
+	}
+	return dirs
 }
 
 // processes lists the users of all processes that run.

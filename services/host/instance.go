@@ -85,6 +85,9 @@ func (s *Service) forget(e *entry) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.unrefImage(e.inst.record.Digest)
+	if err := s.store.dropHandle(e.inst.record.Name); err != nil { // it may be due to be started again
+		s.log.Warn("could not forget a process", "unikernel", e.inst.record.Name.String(), "err", err)
+	}
 	e.inst = nil
 }
 
@@ -330,11 +333,7 @@ func (s *Service) watch(ctx context.Context, inst *instance) {
 	var reading sync.WaitGroup
 	if inst.fifo != nil {
 		reading.Go(func() {
-			readFIFO(ctx, inst.fifo, inst.exited, func(l line) {
-				if n := inst.console.add(l); n > 0 {
-					s.metrics.dropped.Add(float64(n))
-				}
-			})
+			readFIFO(ctx, inst.fifo, inst.exited, inst.console.add)
 		})
 	}
 	ended, err := inst.proc.wait(ctx)

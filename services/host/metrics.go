@@ -14,7 +14,7 @@ type metrics struct {
 	exits           *prometheus.CounterVec
 	restarts        prometheus.Counter
 	adopted         prometheus.Counter
-	dropped         prometheus.Counter
+	missed          prometheus.Counter
 	connections     *prometheus.CounterVec
 }
 
@@ -40,8 +40,8 @@ func newMetrics(reg prometheus.Registerer, running func() float64) (*metrics, er
 		adopted: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "fulmar_host_adopted_total", Help: "Unikernels that ran already when host started.",
 		}),
-		dropped: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "fulmar_host_console_dropped_subscribers_total", Help: "Console subscribers that were dropped because they did not keep up.",
+		missed: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "fulmar_host_console_missed_lines_total", Help: "Console lines that a subscriber was too slow for.",
 		}),
 		connections: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "fulmar_host_connections_total", Help: "Connections of clients, by result (accepted, refused).",
@@ -50,7 +50,7 @@ func newMetrics(reg prometheus.Registerer, running func() float64) (*metrics, er
 	unikernels := prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "fulmar_host_unikernels", Help: "Unikernels that run."}, running)
 	var errs []error
 	for _, c := range []prometheus.Collector{
-		m.commands, m.commandDuration, m.startDuration, m.exits, m.restarts, m.adopted, m.dropped, m.connections, unikernels,
+		m.commands, m.commandDuration, m.startDuration, m.exits, m.restarts, m.adopted, m.missed, m.connections, unikernels,
 	} {
 		errs = append(errs, reg.Register(c))
 	}

@@ -9,6 +9,9 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/crypto/cryptobyte"
+	"golang.org/x/crypto/cryptobyte/asn1"
+
 	"fulmar/albatross"
 )
 
@@ -60,7 +63,7 @@ func (s *Service) serve(ctx context.Context, l net.Listener, answer answerer) er
 
 // converse reads one request and has it answered.
 func (s *Service) converse(ctx context.Context, conns *connections, c *connection, answer answerer) {
-	body := &pacedReader{conn: c.Conn, budget: &s.budget, limit: int64(s.cfg.MaxImage) * budgetImages}
+	body := &pacedReader{head: make([]byte, 0, headMax), conn: c.Conn, budget: &s.budget, limit: int64(s.cfg.MaxImage) * budgetImages}
 	defer body.release()
 	frame, err := albatross.ReadFrame(body, s.cfg.MaxImage)
 	var request albatross.Wire
@@ -73,7 +76,7 @@ func (s *Service) converse(ctx context.Context, conns *connections, c *connectio
 	case err != nil:
 		s.metrics.commands.WithLabelValues("unreadable", "refused").Inc()
 		s.log.Warn("refused an unreadable request", "err", err)
-		s.reply(c.Conn, albatross.Header{}, albatross.Failure(err.Error()))
+		s.reply(c.Conn, body.header(), albatross.Failure(err.Error()))
 		return
 	}
 	conns.asked(c)
@@ -99,11 +102,13 @@ type pacedReader struct {
 	limit  int64
 	read   int64
 	taken  int64
+	head   []byte // what came first, at most headMax bytes
 }
 
 func (r *pacedReader) Read(p []byte) (int, error) {
 	_ = r.conn.SetReadDeadline(time.Now().Add(readTime))
 	n, err := r.conn.Read(p)
+	r.head = append(r.head, p[:min(n, headMax-len(r.head))]...)
 	r.read += int64(n)
 	if want := r.read - freeBytes; want > r.taken {
 		if !r.budget.take(want-r.taken, r.limit) {
@@ -112,6 +117,51 @@ func (r *pacedReader) Read(p []byte) (int, error) {
 		r.taken = want
 	}
 	return n, err
+}
+
+// header finds out whom a request that could not be read as a whole must be answered: as good as may be.
+func (r *pacedReader) header() albatross.Header {
+	if len(r.head) <= frameLength { // too large: nothing of it was read
+		_ = r.conn.SetReadDeadline(time.Now().Add(readTime))
+		n, err := r.conn.Read(r.head[len(r.head):headMax:headMax])
+		if err != nil {
+			return albatross.Header{}
+		}
+		r.head = r.head[:len(r.head)+n]
+	}
+	return headerOf(r.head[min(frameLength, len(r.head)):])
+}
+
+const (
+	frameLength = 4   // bytes of a frame before the message
+	headMax     = 512 // bytes in which the header of a message is looked for
+)
+
+// headerOf reads the header at the start of a message that may go on with anything or end anywhere. It is empty if it cannot be read.
+func headerOf(message []byte) albatross.Header {
+	s := cryptobyte.String(message)
+	var tag, length uint8
+	if !s.ReadUint8(&tag) || !s.ReadUint8(&length) || length > 0x80 && !s.Skip(int(length&0x7f)) {
+		return albatross.Header{}
+	}
+	var header cryptobyte.String
+	if !s.ReadASN1Element(&header, asn1.SEQUENCE) {
+		return albatross.Header{}
+	}
+	var b cryptobyte.Builder
+	b.AddASN1(asn1.SEQUENCE, func(b *cryptobyte.Builder) {
+		b.AddBytes(header)
+		b.AddBytes([]byte{0xa1, 0x04, 0xa0, 0x02, 0x05, 0x00}) // any payload will do
+	})
+	whole, err := b.Bytes()
+	if err != nil {
+		return albatross.Header{}
+	}
+	w, err := albatross.Unmarshal(whole)
+	if err != nil {
+		return albatross.Header{}
+	}
+	return w.Header
 }
 
 // release gives the budget back.

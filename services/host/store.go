@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/google/renameio/v2"
+	"golang.org/x/sys/unix"
 
 	"fulmar/albatross"
 )
@@ -58,23 +59,41 @@ type saved struct {
 //	processes/<name>   a handle, likewise
 //	images/<sha256>    an image
 //	tmp/               what is being written; emptied at start
+//	lock               locked by the host whose state it is
 type store struct {
-	dir string
+	dir  string
+	lock *os.File // held while open: of one state there is one host
 }
 
 // openStore makes what is missing of the directories and clears away unfinished writes.
-func openStore(dir string) (*store, error) {
-	s := &store{dir: dir}
-	if err := os.RemoveAll(s.path("tmp")); err != nil {
-		return nil, fmt.Errorf("clear unfinished writes: %w", err)
-	}
-	for _, sub := range []string{"unikernels", "processes", "images", "tmp"} {
+func openStore(dir string) (s *store, err error) {
+	s = &store{dir: dir}
+	for _, sub := range []string{"unikernels", "processes", "images"} {
 		if err := os.MkdirAll(s.path(sub), 0o700); err != nil {
 			return nil, fmt.Errorf("make state directory: %w", err)
 		}
 	}
+	if s.lock, err = os.OpenFile(s.path("lock"), os.O_RDWR|os.O_CREATE, 0o600); err != nil {
+		return nil, fmt.Errorf("lock state directory: %w", err)
+	}
+	err = unix.Flock(int(s.lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		err = fmt.Errorf("the state directory %s is in use by another host", dir)
+	}
+	if err == nil {
+		err = os.RemoveAll(s.path("tmp"))
+	}
+	if err == nil {
+		err = os.Mkdir(s.path("tmp"), 0o700)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open state directory: %w", err), s.lock.Close())
+	}
 	return s, nil
 }
+
+// close lets another host have the state.
+func (s *store) close() error { return s.lock.Close() }
 
 func (s *store) path(parts ...string) string {
 	return filepath.Join(append([]string{s.dir}, parts...)...)

@@ -3,14 +3,18 @@ package host
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"time"
 
 	"fulmar/albatross"
 )
 
-// answerConsole carries out one command of console.sock. A subscription lasts until the client says or closes anything, does not keep up, or is
-// the oldest of too many.
+// lineTime is how long a subscriber may take none of the lines that it is sent.
+const lineTime = 5 * time.Second
+
+// answerConsole carries out one command of console.sock. A subscription lasts until the client says or closes anything, does not take a line
+// for lineTime, or is the oldest of too many.
 func (s *Service) answerConsole(ctx context.Context, conn net.Conn, request albatross.Wire) {
 	switch c := request.Payload.(type) {
 	case albatross.ConsoleSubscribe:
@@ -62,8 +66,17 @@ func (s *Service) subscribe(ctx context.Context, conn net.Conn, h albatross.Head
 		select {
 		case <-left:
 			return
-		case l, open := <-sub.lines:
-			if !open || !s.send(conn, h.Name, l) {
+		case <-sub.gone:
+			return
+		case <-sub.wake:
+		}
+		lines, missed := con.fetch(sub)
+		if missed > 0 {
+			s.metrics.missed.Add(float64(missed))
+			lines = append([]line{{at: lines[0].at, text: fmt.Sprintf("fulmar: %d lines were lost here, the reader was too slow", missed)}}, lines...)
+		}
+		for _, l := range lines {
+			if !s.send(conn, h.Name, l) {
 				return
 			}
 		}
@@ -72,7 +85,7 @@ func (s *Service) subscribe(ctx context.Context, conn net.Conn, h albatross.Head
 
 // send sends one line, and says whether the client took it.
 func (s *Service) send(conn net.Conn, name albatross.Name, l line) bool {
-	_ = conn.SetWriteDeadline(time.Now().Add(writeTime))
+	_ = conn.SetWriteDeadline(time.Now().Add(lineTime))
 	err := albatross.WriteData(conn, name, albatross.ConsoleData{Time: l.at, Line: l.text})
 	if errors.Is(err, albatross.ErrValue) {
 		s.log.Error("could not encode a console line", "unikernel", name.String(), "err", err)

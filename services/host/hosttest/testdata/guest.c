@@ -10,7 +10,8 @@
  *   count MS       says "count 0", "count 1", ... one every MS milliseconds
  *   long N         says a line of N bytes, an empty one, and "end", and waits
  *   flood          says lines without a pause
- *   touch          writes to every page of its memory, says "touched" and waits
+ *   touch MS       waits MS milliseconds, writes to every page of its memory, says
+ *                  "touched" and waits
  *   die            makes a system call that its filter does not know
  *
  * With --name=... in front it exits with status 64, as one that does not know the
@@ -212,7 +213,7 @@ __attribute__((used)) static void run(const struct boot *b)
 		for (;;)
 			say("this is a flood of lines that nobody wants to read");
 	if (word(&line, "touch"))
-		touch(b), say("touched"), sleep_ms(b, -1);
+		sleep_ms(b, number(&line)), touch(b), say("touched"), sleep_ms(b, -1);
 	if (word(&line, "die"))
 		say("dying"), syscall5(SYS_GETPID, 0, 0, 0, 0, 0);
 	quit(100);

@@ -1,0 +1,234 @@
+package host_test
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"fulmar/albatross"
+	"fulmar/services/host/hosttest"
+)
+
+// proc reads a file of a process.
+func proc(t testing.TB, pid int, file string) string {
+	t.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/%s", pid, file))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+// field is the value of a line "key: value".
+func field(text, key string) string {
+	for line := range strings.Lines(text) {
+		if k, v, ok := strings.Cut(line, ":"); ok && k == key {
+			return strings.Join(strings.Fields(v), " ")
+		}
+	}
+	return ""
+}
+
+func TestTheProcessHasNoMoreRightsThanItNeeds(t *testing.T) {
+	cfg := config(t)
+	bridge(t)
+	d := start(t, cfg).destroyAll(t)
+	n := name(t, "a:b")
+	ucfg := unikernel(hosttest.Guest(t, 1), 1, "wait")
+	ucfg.CPUIDs = []int{1}
+	d.create(t, n, ucfg)
+	d.await(t, n, is("up"))
+	pid := stored(t, cfg, n).PID
+	status := proc(t, pid, "status")
+	for key, want := range map[string]string{
+		"Uid": "700000 700000 700000 700000", "Gid": "700000 700000 700000 700000", "Groups": "", "CapEff": "0000000000000000",
+		"CapPrm": "0000000000000000", "NoNewPrivs": "1", "Seccomp": "2", "Cpus_allowed_list": "1", "Threads": "1",
+	} {
+		if got := field(status, key); got != want {
+			t.Errorf("%s is %q, want %q", key, got, want)
+		}
+	}
+	files, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var open []string
+	for _, f := range files {
+		to, err := os.Readlink(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		open = append(open, to)
+	}
+	if len(open) > 5 { // stdout, its tap, epoll, timer, perhaps stderr
+		t.Errorf("open files: %v", open)
+	}
+	info := proc(t, pid, "fdinfo/1")
+	if flags := field(info, "flags"); !strings.HasSuffix(flags, "4002") && !strings.HasSuffix(flags, "4000") { // O_NONBLOCK
+		t.Errorf("standard output has the flags %s: it may block the unikernel", flags)
+	}
+}
+
+func TestMemoryIsLimited(t *testing.T) {
+	cfg := config(t)
+	d := start(t, cfg).destroyAll(t)
+	image := hosttest.Guest(t, 0)
+	fits := name(t, ":fits")
+	ucfg := unikernel(image, 0, "touch")
+	ucfg.Memory = 64
+	d.create(t, fits, ucfg)
+	d.await(t, fits, is("touched"))
+
+	group := controlGroup(t, stored(t, cfg, fits).PID, "memory")
+	limit, err := os.ReadFile(filepath.Join(group, "memory.limit_in_bytes"))
+	if err != nil || strings.TrimSpace(string(limit)) != fmt.Sprint(72<<20) {
+		t.Errorf("limit of %s is %s, %v", group, limit, err)
+	}
+	pids, err := os.ReadFile(filepath.Join(controlGroup(t, stored(t, cfg, fits).PID, "pids"), "pids.max"))
+	if err != nil || strings.TrimSpace(string(pids)) != "1" {
+		t.Errorf("pids.max is %s, %v", pids, err)
+	}
+
+	greedy := name(t, ":greedy")
+	ucfg.Arguments = []string{"touch", "500"}
+	d.create(t, greedy, ucfg)
+	group = controlGroup(t, stored(t, cfg, greedy).PID, "memory")
+	if err := os.WriteFile(filepath.Join(group, "memory.limit_in_bytes"), []byte("16777216"), 0); err != nil {
+		t.Fatal(err)
+	}
+	if lines := d.await(t, greedy, ended); lines[len(lines)-1] != "fulmar: killed by signal SIGKILL" {
+		t.Errorf("a unikernel that takes more than its limit: %q", lines)
+	}
+}
+
+// controlGroup is the directory of a process's group.
+func controlGroup(t testing.TB, pid int, controller string) string {
+	t.Helper()
+	for line := range strings.Lines(proc(t, pid, "cgroup")) {
+		parts := strings.SplitN(strings.TrimSpace(line), ":", 3)
+		if parts[1] == controller {
+			return filepath.Join("/sys/fs/cgroup", controller, parts[2])
+		}
+	}
+	t.Skipf("no %s controller of v1 here", controller)
+	return ""
+}
+
+// TestUnifiedControlGroups runs on v2 as far as the machine has it; on the build machines it has no controllers there.
+func TestUnifiedControlGroups(t *testing.T) {
+	cfg := config(t)
+	var root string
+	for _, path := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified"} {
+		var st unix.Statfs_t
+		if unix.Statfs(path, &st) == nil && st.Type == unix.CGROUP2_SUPER_MAGIC {
+			root = path
+		}
+	}
+	if root == "" {
+		t.Skip("no control groups v2 mounted")
+	}
+	cfg.CgroupRoot = root
+	d := start(t, cfg)
+	n := name(t, "a:b")
+	d.create(t, n, unikernel(hosttest.Guest(t, 0), 0, "wait"))
+	pid := stored(t, cfg, n).PID
+	if got := field("x"+strings.ReplaceAll(proc(t, pid, "cgroup"), "0::", "0:"), "0"); !strings.HasSuffix(got, cfg.Cgroup+"/a:b") {
+		t.Errorf("control groups of the process: %s", proc(t, pid, "cgroup"))
+	}
+	if limit, err := os.ReadFile(filepath.Join(root, cfg.Cgroup, "a:b", "memory.max")); err == nil && strings.TrimSpace(string(limit)) != fmt.Sprint(16<<20) {
+		t.Errorf("memory.max is %s", limit)
+	}
+	if err := d.Destroy(t.Context(), n); err != nil {
+		t.Error(err)
+	}
+	if err := d.stop(); err != nil {
+		t.Error(err)
+	}
+	checkNothingLeft(t, cfg)
+}
+
+func TestRestartAfterAnExit(t *testing.T) {
+	cfg := config(t)
+	d := start(t, cfg).destroyAll(t)
+	image := hosttest.Guest(t, 0)
+	restarting := func(codes []int, args ...string) albatross.Config {
+		ucfg := unikernel(image, 0, args...)
+		ucfg.Fail = albatross.FailBehaviour{Restart: true, ExitCodes: codes}
+		return ucfg
+	}
+	t.Run("again and again with longer and longer pauses", func(t *testing.T) {
+		n := name(t, ":again")
+		begin := time.Now()
+		d.create(t, n, restarting(nil, "exit", "3"))
+		count := 0
+		d.await(t, n, func(s string) bool {
+			if ended(s) {
+				count++
+			}
+			return count == 4
+		})
+		if dur := time.Since(begin); dur < 700*time.Millisecond || dur > 10*time.Second { // 100 + 200 + 400 ms
+			t.Errorf("three restarts took %v", dur)
+		}
+		if err := d.Destroy(t.Context(), n); err != nil {
+			t.Error(err)
+		}
+		checkNothingLeft(t, cfg)
+	})
+	t.Run("not after other codes", func(t *testing.T) {
+		n := name(t, ":other")
+		d.create(t, n, restarting([]int{4}, "exit", "3"))
+		d.await(t, n, ended)
+		d.awaitForgotten(t, n)
+	})
+	t.Run("destroyed while it waits", func(t *testing.T) {
+		n := name(t, ":waits")
+		d.create(t, n, restarting([]int{7}, "exit", "7"))
+		count := 0
+		d.await(t, n, func(s string) bool {
+			if ended(s) {
+				count++
+			}
+			return count == 4 // now it waits 800 ms
+		})
+		reply := ask(t, cfg, albatross.VMMDSocket, albatross.Wire{Header: albatross.Header{Name: n}, Payload: albatross.UnikernelDestroy{}})
+		if reply.Payload != albatross.Text("destroyed: removed from restarting") {
+			t.Errorf("destroy: %+v", reply)
+		}
+		checkNothingLeft(t, cfg)
+	})
+	t.Run("without --name if that is not known", func(t *testing.T) {
+		n := name(t, "x:labelled")
+		ucfg := unikernel(image, 0, "wait")
+		ucfg.AddName = true
+		d.create(t, n, ucfg)
+		lines := d.await(t, n, is("up"))
+		if lines[0] != "fulmar: exited with status 64" {
+			t.Errorf("console %q", lines)
+		}
+		ucfg.Arguments = []string{"args"}
+		if err := d.ForceCreate(t.Context(), n, ucfg); err != nil {
+			t.Fatal(err)
+		}
+		d.await(t, n, is("--name=labelled args"))
+	})
+}
+
+// awaitForgotten waits until nothing is stored of n.
+func (d *daemon) awaitForgotten(t testing.TB, n albatross.Name) {
+	t.Helper()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for range 5000 {
+		if _, err := os.Stat(filepath.Join(d.cfg.StateDir, "unikernels", n.String())); os.IsNotExist(err) {
+			return
+		}
+		<-tick.C
+	}
+	t.Fatalf("%v is not forgotten", n)
+}
