@@ -19,7 +19,8 @@ const (
 // Seal copies a file, whatever its position, to memory that nobody can change
 // any more. Whoever wants to check an image (its digest, for one) and run what
 // was checked seals it first, checks the copy and gives that to [PrepareSPT],
-// which does not copy a sealed image again.
+// which does not copy a sealed image again. Guests of one sealed image share
+// what they do not write to.
 func Seal(f *os.File) (*os.File, error) {
 	info, err := f.Stat()
 	if err != nil {
@@ -31,11 +32,24 @@ func Seal(f *os.File) (*os.File, error) {
 	if info.Size() > maxImageBytes {
 		return nil, fmt.Errorf("%w: it is larger than %d MB", ErrNotSolo5, maxImageBytes/megabyte)
 	}
+	return sealed(func(m *os.File) error { return copyAll(m, f, info.Size()) })
+}
+
+// SealBytes is [Seal] for an image that is in memory already.
+func SealBytes(image []byte) (*os.File, error) {
+	return sealed(func(m *os.File) error {
+		_, err := m.Write(image)
+		return err
+	})
+}
+
+// sealed returns a sealed file in memory that fill has written.
+func sealed(fill func(*os.File) error) (*os.File, error) {
 	m, err := newMemory("solo5-image", mfdNoExecSeal)
 	if err != nil {
 		return nil, err
 	}
-	if err := copyAll(m, f, info.Size()); err != nil {
+	if err := fill(m); err != nil {
 		return nil, errors.Join(fmt.Errorf("copy image: %w", err), m.Close())
 	}
 	if err := seal(m); err != nil {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"runtime"
@@ -130,6 +131,13 @@ func TestPackets(t *testing.T) {
 	tender.Close()
 	for _, n := range nets {
 		n.Tap.Close() // the guest has its own
+	}
+	for _, fd := range []int{7, 8} { // the taps
+		info, err := os.ReadFile(fmt.Sprintf("/proc/%d/fdinfo/%d", cmd.Process.Pid, fd))
+		var pos, flags int
+		if fmt.Sscanf(string(info), "pos: %d\nflags: %o", &pos, &flags); flags&unix.O_NONBLOCK == 0 {
+			t.Errorf("a read of tap %d can block: %s (%v)", fd, info, err)
+		}
 	}
 	wires := []int{cable(t, "tap0"), cable(t, "tap1")}
 	echoed(t, wires[0], macs[0], 60)

@@ -11,7 +11,7 @@
 // solo5-spt loads the image into its own address space and jumps to it, so a
 // tender with its libraries stays in memory beside the guest. A Go program
 // cannot do that: its runtime owns threads, signal handlers and mappings that
-// have no place under a seccomp filter of eight system calls. Nor need it. All
+// have no place under a filter that allows seven system calls. Nor need it. All
 // that a spt tender does before the jump is a fixed list of system calls: map
 // memory, read the segments into it, protect them, put on the filter. So that
 // list is computed here, written as a table into a tiny executable (see

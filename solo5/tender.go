@@ -70,7 +70,10 @@ func PrepareSPT(g Guest) (_ *Tender, err error) {
 	if err := t.describe(img, g); err != nil {
 		return nil, err
 	}
-	return t, t.openEvents()
+	if err := t.openEvents(); err != nil {
+		return nil, err
+	}
+	return t, nil
 }
 
 // checkImage reads the sealed image and holds it against the memory and the

@@ -369,15 +369,14 @@ func TestWhatWasCheckedRuns(t *testing.T) {
 	tests := map[string]func(t *testing.T, f *os.File) *os.File{
 		"an image that is overwritten after it was prepared": func(_ *testing.T, f *os.File) *os.File { return f },
 		"an image that is overwritten after it was sealed": func(t *testing.T, f *os.File) *os.File {
-			sealed, err := solo5.Seal(f)
+			return unchangeable(t)(solo5.Seal(f))
+		},
+		"an image that was sealed from memory": func(t *testing.T, f *os.File) *os.File {
+			contents, err := io.ReadAll(f)
 			if err != nil {
 				t.Fatal(err)
 			}
-			t.Cleanup(func() { sealed.Close() })
-			if _, err := sealed.WriteAt([]byte("x"), 0); err == nil {
-				t.Error("a sealed image can be written to")
-			}
-			return sealed
+			return unchangeable(t)(solo5.SealBytes(contents))
 		},
 	}
 	for name, from := range tests {
@@ -402,6 +401,23 @@ func TestWhatWasCheckedRuns(t *testing.T) {
 				t.Errorf("the console said %q (%v)", output, err)
 			}
 		})
+	}
+}
+
+// unchangeable returns a sealed image after it has tried to change it.
+func unchangeable(t *testing.T) func(*os.File, error) *os.File {
+	return func(sealed *os.File, err error) *os.File {
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { sealed.Close() })
+		if _, err := sealed.WriteAt([]byte("x"), 0); err == nil {
+			t.Error("a sealed image can be written to")
+		}
+		if err := sealed.Truncate(0); err == nil {
+			t.Error("a sealed image can be cut off")
+		}
+		return sealed
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -131,7 +132,7 @@ func TestTaps(t *testing.T) {
 	check("by descriptor", spt(t, []*os.File{f}, "--net:net0=@3", "--net-mac:net0=02:00:00:00:00:09", image, "boot"))
 }
 
-func TestOnlyWhatIsNeededStaysOpen(t *testing.T) {
+func TestProcessKeepsOnlyWhatItNeeds(t *testing.T) {
 	exe, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
@@ -144,6 +145,9 @@ func TestOnlyWhatIsNeededStaysOpen(t *testing.T) {
 	cmd := exec.Command(exe, "--mem=2", solo5test.Build(t, 0), "sleep", "600")
 	cmd.Env = append(os.Environ(), asMain+"=1")
 	cmd.ExtraFiles = []*os.File{leak, leak, leak}
+	if os.Getuid() == 0 { // as from a login
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Groups: []uint32{0, 4, 27}}}
+	}
 	console, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -163,6 +167,20 @@ func TestOnlyWhatIsNeededStaysOpen(t *testing.T) {
 	}
 	if len(entries) != 3 || entries[0].Name() != "1" {
 		t.Errorf("console, epoll set and timer should be open, and not %v", entries)
+	}
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", cmd.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(status)) {
+		key, value, _ := strings.Cut(strings.TrimSpace(line), ":")
+		want, ok := map[string]string{"CapPrm": "0000000000000000", "CapEff": "0000000000000000", "CapInh": "0000000000000000", "NoNewPrivs": "1", "Seccomp": "2"}[key]
+		if os.Getuid() == 0 && key == "Groups" {
+			want, ok = "", true
+		}
+		if value = strings.TrimSpace(value); ok && value != want {
+			t.Errorf("%s is %q instead of %q", key, value, want)
+		}
 	}
 	if env, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", cmd.Process.Pid)); len(env) > 0 || err != nil {
 		t.Errorf("its environment is %q (%v)", env, err)
