@@ -215,11 +215,13 @@ func TestDevicesMustFit(t *testing.T) {
 		"a device too many":               {one, []solo5.Net{service, {Name: "eth0", Tap: service.Tap}}, `the network device "eth0" is attached, and the image does not declare it`},
 		"a device that is attached twice": {one, []solo5.Net{service, service}, `the network device "net0" is attached twice`},
 		"a MAC of eight bytes": {
-			one, []solo5.Net{with(service, func(n *solo5.Net) { n.MAC = make(net.HardwareAddr, 8) })},
+			one,
+			[]solo5.Net{with(service, func(n *solo5.Net) { n.MAC = make(net.HardwareAddr, 8) })},
 			`network device "net0": 00:00:00:00:00:00:00:00 is no Ethernet address`,
 		},
 		"an MTU that IPv4 cannot use": {
-			one, []solo5.Net{with(service, func(n *solo5.Net) { n.MTU = 67 })},
+			one,
+			[]solo5.Net{with(service, func(n *solo5.Net) { n.MTU = 67 })},
 			`network device "net0": the MTU 67 is not between 68 and 65535`,
 		},
 	}

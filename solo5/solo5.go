@@ -31,7 +31,8 @@
 // checked: none is both writable and executable, page 0 is never mapped, and
 // any system call but those of the devices attached kills the process.
 //
-// Nothing in this package keeps state outside the values it returns.
+// Nothing in this package keeps state outside the values it returns. It needs
+// Linux 5.9 or newer on amd64, and /proc.
 //
 // Facts of the format: Solo5's elf_abi.h, mft_abi.h and spt_abi.h.
 package solo5

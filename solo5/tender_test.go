@@ -180,8 +180,7 @@ func TestGuestSeesItsBootInformation(t *testing.T) {
 		t.Fatal(err)
 	}
 	var bssEnd, kernelEnd uint64
-	lines := strings.Split(string(output), "\n")
-	for _, line := range lines {
+	for line := range strings.Lines(string(output)) {
 		fmt.Sscanf(line, "kernel_end=%d", &kernelEnd)
 		fmt.Sscanf(line, "bss_end=%d", &bssEnd)
 	}
