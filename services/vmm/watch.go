@@ -28,6 +28,10 @@ const (
 	youngPoll = 50 * time.Millisecond
 	youngTime = 2 * time.Second
 
+	// The first look after a create leaves the machine to the deployment that waits for it; the console is followed at
+	// once, and whatever ends there is looked at at once.
+	firstLook = 25 * time.Millisecond
+
 	// grace is for the console of an instance that is gone to say how it ended.
 	grace = 50 * time.Millisecond
 )
@@ -41,6 +45,7 @@ type watcher struct {
 	client  *albatross.Client
 	metrics metrics
 	poke    chan struct{} // asks run for a look
+	come    chan struct{} // tells run of an instance that was created
 
 	looking sync.Mutex           // one look at a time; it guards gone
 	gone    map[string]time.Time // since when an instance has been found gone
@@ -61,7 +66,7 @@ type origin struct {
 
 func newWatcher(b *bus.Bus, c Config, path albatross.Path, client *albatross.Client, m metrics) *watcher {
 	return &watcher{
-		bus: b, log: b.Log, config: c, path: path, client: client, metrics: m, poke: make(chan struct{}, 1),
+		bus: b, log: b.Log, config: c, path: path, client: client, metrics: m, poke: make(chan struct{}, 1), come: make(chan struct{}, 1),
 		gone: map[string]time.Time{}, made: map[string]time.Time{}, want: map[string]origin{}, follows: map[string]*follow{},
 	}
 }
@@ -72,6 +77,7 @@ func (w *watcher) run(ctx context.Context) error {
 	var following sync.WaitGroup
 	defer following.Wait()
 	defer cancel()
+	next := time.Now()
 	t := time.NewTimer(0)
 	defer t.Stop()
 	blind := false
@@ -79,6 +85,13 @@ func (w *watcher) run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-w.come:
+			w.followAll(ctx, &following)
+			if first := time.Now().Add(firstLook); first.Before(next) {
+				next = first
+			}
+			t.Reset(time.Until(next))
+			continue
 		case <-t.C:
 		case <-w.poke:
 		}
@@ -93,7 +106,8 @@ func (w *watcher) run(ctx context.Context) error {
 		}
 		blind = err != nil
 		w.followAll(ctx, &following)
-		t.Reset(w.pause(time.Now()))
+		next = time.Now().Add(w.pause(time.Now()))
+		t.Reset(time.Until(next))
 	}
 }
 
@@ -110,10 +124,12 @@ func (w *watcher) pause(now time.Time) time.Duration {
 	return w.config.Poll
 }
 
-func (w *watcher) again() {
+func (w *watcher) again() { signal(w.poke) }
+
+func signal(c chan struct{}) {
 	select {
-	case w.poke <- struct{}{}:
-	default: // somebody asked already
+	case c <- struct{}{}:
+	default: // somebody did already
 	}
 }
 
@@ -121,9 +137,10 @@ func (w *watcher) again() {
 func (w *watcher) created(instance string, begin time.Time) {
 	w.mu.Lock()
 	w.made[instance] = begin
+	w.want[instance] = origin{from: begin}
 	w.young = time.Now().Add(youngTime)
 	w.mu.Unlock()
-	w.again()
+	signal(w.come)
 }
 
 // look asks the daemon what runs and writes the record of the host if that changed.
@@ -250,6 +267,11 @@ func (w *watcher) settle(l Look, made map[string]time.Time, seen time.Time) {
 		}
 		if until := l.At.Add(2 * grace); until.After(w.hurry) {
 			w.hurry = until
+		}
+	}
+	for name, begin := range w.made {
+		if _, asked := made[name]; !asked { // it was created since
+			want[name] = origin{from: begin}
 		}
 	}
 	w.want = want
