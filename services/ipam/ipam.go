@@ -212,6 +212,9 @@ func (s *Service) retire(ctx context.Context, e *fulmarv1.Event) (messages.Verb,
 	d := e.GetDeployment()
 	deadline := d.GetDeadline().AsTime()
 	for _, i := range d.GetDying() {
+		if i.GetAddress() == "" {
+			continue // an orphan that gc found on a host, whose lease is gone already
+		}
 		if err := s.layToRest(ctx, i.GetNetwork(), i.GetAddress(), i.GetName(), deadline); err != nil {
 			return "", err
 		}
