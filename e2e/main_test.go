@@ -115,6 +115,13 @@ func newWorld(t *testing.T) *world {
 	return w
 }
 
+// in is the world as a subtest looks at it.
+func (w *world) in(t *testing.T) *world {
+	sub := *w
+	sub.t = t
+	return &sub
+}
+
 // up starts Fulmar until the test ends.
 func (w *world) up() *lab.Process {
 	w.t.Helper()
@@ -270,9 +277,10 @@ func (w *world) dial(network string, to netip.AddrPort) net.Conn {
 }
 
 // until polls until f is nil.
-func (w *world) until(f func() error) {
+func (w *world) until(f func(ctx context.Context) error) {
 	w.t.Helper()
-	if err := lab.Until(w.patient(), f); err != nil {
+	ctx := w.patient()
+	if err := lab.Until(ctx, func() error { return f(ctx) }); err != nil {
 		w.t.Fatal(err)
 	}
 }
@@ -281,7 +289,7 @@ func (w *world) until(f func() error) {
 func (w *world) flowing(load *lab.Load, text string, more int) {
 	w.t.Helper()
 	before := load.Seen(text)
-	w.until(func() error {
+	w.until(func(context.Context) error {
 		if n := load.Seen(text) - before; n < more {
 			return fmt.Errorf("%d more answers %q, want %d", n, text, more)
 		}
@@ -306,9 +314,9 @@ func (w *world) retired() {
 	if err := w.Clean(w.patient()); err != nil {
 		w.t.Error(err)
 	}
-	w.until(func() error {
+	w.until(func(ctx context.Context) error {
 		var held []string
-		leases, err := w.bus.Leases.All(w.patient())
+		leases, err := w.bus.Leases.All(ctx)
 		if err != nil {
 			return err
 		}
@@ -317,7 +325,7 @@ func (w *world) retired() {
 				held = append(held, key+" by "+l.GetInstance())
 			}
 		}
-		heads, err := w.bus.Heads.All(w.patient())
+		heads, err := w.bus.Heads.All(ctx)
 		if err != nil {
 			return err
 		}
@@ -328,7 +336,7 @@ func (w *world) retired() {
 				}
 			}
 		}
-		hosts, err := w.bus.Hosts.All(w.patient())
+		hosts, err := w.bus.Hosts.All(ctx)
 		if err != nil {
 			return err
 		}

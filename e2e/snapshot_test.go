@@ -1,10 +1,12 @@
 package e2e_test
 
 import (
+	"context"
 	"maps"
 	"slices"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"fulmar/e2e/lab"
 	"fulmar/messages"
@@ -12,23 +14,24 @@ import (
 
 // snapshot is what deployments hold, as far as it can be compared.
 type snapshot struct {
-	Host   []string            // taps, control groups and processes
-	Rules  []string            // of the firewall, all of them
-	Leases map[string]string   // held addresses and their instances
-	Heads  map[string][]string // deployments by stack, with their states
+	Host    []string            // taps, control groups and processes
+	Rules   []string            // of the firewall, all of them
+	Held    map[string]string   // addresses that are held, and the instances
+	Resting map[string]string   // addresses that rest, and the instances
+	Heads   map[string][]string // deployments by stack, with their states
 }
 
 func (w *world) snapshot() snapshot {
 	w.t.Helper()
-	s, err := w.look()
+	s, err := w.look(w.patient())
 	if err != nil {
 		w.t.Fatal(err)
 	}
 	return s
 }
 
-func (w *world) look() (snapshot, error) {
-	s := snapshot{Leases: map[string]string{}, Heads: map[string][]string{}}
+func (w *world) look(ctx context.Context) (snapshot, error) {
+	s := snapshot{Held: map[string]string{}, Resting: map[string]string{}, Heads: map[string][]string{}}
 	var err error
 	if s.Host, err = w.Left(); err != nil {
 		return s, err
@@ -36,16 +39,18 @@ func (w *world) look() (snapshot, error) {
 	if s.Rules, err = lab.Rules(); err != nil {
 		return s, err
 	}
-	leases, err := w.bus.Leases.All(w.patient())
+	leases, err := w.bus.Leases.All(ctx)
 	if err != nil {
 		return s, err
 	}
 	for key, l := range leases {
 		if l.GetRestingUntil() == nil {
-			s.Leases[key] = l.GetInstance()
+			s.Held[key] = l.GetInstance()
+		} else {
+			s.Resting[key] = l.GetInstance()
 		}
 	}
-	heads, err := w.bus.Heads.All(w.patient())
+	heads, err := w.bus.Heads.All(ctx)
 	if err != nil {
 		return s, err
 	}
@@ -57,15 +62,28 @@ func (w *world) look() (snapshot, error) {
 	return s, nil
 }
 
-// same fails the test unless deployments come to hold what they held at a snapshot, and nothing else.
+// same fails the test unless deployments come to hold what they held at a snapshot, and nothing else. Addresses may
+// rest that did not.
 func (w *world) same(before snapshot) {
 	w.t.Helper()
-	w.until(func() error {
-		now, err := w.look()
+	w.compare(before, cmpopts.IgnoreFields(snapshot{}, "Resting"))
+}
+
+// untouched fails the test unless deployments come to hold what they held at a snapshot, and not even an address was
+// leased meanwhile.
+func (w *world) untouched(before snapshot) {
+	w.t.Helper()
+	w.compare(before)
+}
+
+func (w *world) compare(before snapshot, options ...cmp.Option) {
+	w.t.Helper()
+	w.until(func(ctx context.Context) error {
+		now, err := w.look(ctx)
 		if err != nil {
 			return err
 		}
-		if diff := cmp.Diff(before, now); diff != "" {
+		if diff := cmp.Diff(before, now, options...); diff != "" {
 			return differs(diff)
 		}
 		return nil

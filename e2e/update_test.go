@@ -1,6 +1,7 @@
 package e2e_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -113,7 +114,7 @@ func TestConnectionIsResetWhenTheDrainTimeIsOver(t *testing.T) {
 		t.Fatalf("the connection answers %q, %v", got, err)
 	}
 	w.deploy("web", 8080, "v2", "--wait")
-	w.until(func() error { // the table is emptied of it by nat, when it hears that the instance was stopped
+	w.until(func(context.Context) error { // the table is emptied of it by nat, when it hears that the instance was stopped
 		got, err := lab.Ask(c, "/", true)
 		if err == nil {
 			return fmt.Errorf("the connection answers %q after its instance was retired", got)
@@ -133,7 +134,7 @@ func TestUDPFlowMovesAtTheSwitch(t *testing.T) {
 	source := netip.MustParseAddrPort(c.LocalAddr().String())
 	echo := func() {
 		t.Helper()
-		w.until(func() error {
+		w.until(func(context.Context) error {
 			if err := c.SetDeadline(time.Now().Add(100 * time.Millisecond)); err != nil {
 				return err
 			}
