@@ -60,12 +60,12 @@ func netDevice(named string, devices []solo5.Device) (string, error) {
 		}
 	}
 	switch {
+	case named != "" && !found:
+		return "", fmt.Errorf("its manifest has no net device %q, which the request names", named)
 	case len(others) > 0:
 		return "", fmt.Errorf("its manifest has devices that the request does not name: %s", strings.Join(others, ", "))
 	case len(nets) == 0:
 		return "", errors.New("its manifest has no net device")
-	case !found:
-		return "", fmt.Errorf("its manifest has no net device %q", named)
 	}
 	return named, nil
 }
