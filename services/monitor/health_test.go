@@ -143,7 +143,7 @@ func TestWhenACandidateGivesUp(t *testing.T) {
 		"with one that is after the others": {time.Hour, time.Minute - margin},
 	} {
 		t.Run(name, func(t *testing.T) {
-			n := newCandidate("web", "10.0.0.7", &check{startDeadline: c.start}, started, deadline)
+			n := newCandidate("web", "10.0.0.7", &check{startDeadline: c.start}, started, deadline, func() {})
 			if got := n.stop.Sub(started); got != c.want {
 				t.Errorf("gives up after %s, want %s", got, c.want)
 			}

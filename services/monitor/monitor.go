@@ -18,6 +18,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -36,13 +37,14 @@ type Config struct {
 
 // Service checks what starts on a host and watches what is live or staged on it. It runs once.
 type Service struct {
-	bus     *bus.Bus
-	host    string
-	heads   *bus.View[*fulmarv1.Head]
-	hosts   *bus.View[*fulmarv1.Host]
-	trials  *trials
-	pinger  *pinger
-	metrics *metrics
+	bus       *bus.Bus
+	host      string
+	heads     *bus.View[*fulmarv1.Head]
+	hosts     *bus.View[*fulmarv1.Host]
+	trials    *trials
+	pinger    *pinger
+	neighbors *neighbors
+	metrics   *metrics
 }
 
 // New makes the monitor of a host.
@@ -52,7 +54,7 @@ func New(b *bus.Bus, c Config, reg prometheus.Registerer) (*Service, error) {
 	}
 	return &Service{
 		bus: b, host: c.Host, heads: b.Heads.View(), hosts: b.Hosts.View(),
-		trials: newTrials(), pinger: newPinger(), metrics: newMetrics(reg),
+		trials: newTrials(), pinger: newPinger(), neighbors: newNeighbors(), metrics: newMetrics(reg),
 	}, nil
 }
 
@@ -65,6 +67,10 @@ func (s *Service) Run(ctx context.Context) error {
 	if err := s.pinger.open(); err != nil {
 		s.bus.Log.Warn("icmp was not permitted", "err", err)
 	}
+	if err := s.neighbors.open(); err != nil {
+		s.bus.Log.Warn("arp was not permitted", "err", err)
+	}
+	defer s.neighbors.close()
 	defer s.trials.stop()
 	g, ctx := errgroup.WithContext(ctx)
 	defer context.AfterFunc(ctx, s.trials.cancel)() // handlers need not wait for their checks when the service stops
@@ -142,10 +148,23 @@ func (s *Service) candidates(e *fulmarv1.Event) ([]candidate, error) {
 			return nil, messages.Refuse(fulmarv1.ReasonCode_REASON_CODE_INVALID, "unit %s: %w", spec.GetName(), err)
 		}
 		for _, c := range checks {
-			all = append(all, newCandidate(spec.GetName(), instance.GetAddress(), c, e.GetTime().AsTime(), d.GetDeadline().AsTime()))
+			all = append(all, newCandidate(spec.GetName(), instance.GetAddress(), c, e.GetTime().AsTime(), d.GetDeadline().AsTime(), func() {
+				s.nudge(instance.GetAddress())
+			}))
 		}
 	}
 	return all, nil
+}
+
+// nudge makes the kernel look again for a unit that does not answer.
+func (s *Service) nudge(address string) {
+	addr, err := netip.ParseAddr(address)
+	if err == nil {
+		err = s.neighbors.ask(addr)
+	}
+	if err != nil {
+		s.bus.Log.Debug("arp was not sent", "addr", address, "err", err)
+	}
 }
 
 // untilExit ends with a refusal when an instance of the deployment exited, and with nothing when ctx ends.

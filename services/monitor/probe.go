@@ -49,6 +49,9 @@ func (s *Service) newChecks(specs []*fulmarv1.HealthCheck, address string) ([]*c
 	if err != nil {
 		return nil, fmt.Errorf("address %q: %w", address, err)
 	}
+	if !addr.Is4() {
+		return nil, fmt.Errorf("address %s is not IPv4", addr)
+	}
 	var all []*check
 	for _, spec := range specs {
 		c := &check{
@@ -68,9 +71,6 @@ func (s *Service) newChecks(specs []*fulmarv1.HealthCheck, address string) ([]*c
 func (s *Service) newProbe(spec *fulmarv1.HealthCheck, addr netip.Addr) (kind, what string, p probe, err error) {
 	switch spec := spec.GetProbe().(type) {
 	case *fulmarv1.HealthCheck_Icmp:
-		if !addr.Is4() {
-			return "", "", nil, fmt.Errorf("icmp: address %s is not IPv4", addr)
-		}
 		return "icmp", "icmp", icmpProbe{pinger: s.pinger, address: addr}, nil
 	case *fulmarv1.HealthCheck_Tcp:
 		return "tcp", fmt.Sprintf("tcp port %d", spec.Tcp.GetPort()), tcpProbe(netip.AddrPortFrom(addr, uint16(spec.Tcp.GetPort()))), nil
@@ -86,16 +86,20 @@ func (s *Service) newProbe(spec *fulmarv1.HealthCheck, addr netip.Addr) (kind, w
 
 // run asks once and counts.
 func (c *check) run(ctx context.Context, patience, timeout time.Duration) error {
-	err := c.probe.ask(ctx, patience, timeout)
+	return c.count(ctx, c.probe.ask(ctx, patience, timeout))
+}
+
+// count counts a result, and gives it back unless ctx ended it.
+func (c *check) count(ctx context.Context, result error) error {
 	switch {
 	case ctx.Err() != nil:
 		return ctx.Err()
-	case err != nil:
+	case result != nil:
 		c.bad.Inc()
 	default:
 		c.good.Inc()
 	}
-	return err
+	return result
 }
 
 func (c *check) close() { c.probe.close() }

@@ -43,11 +43,12 @@ type candidate struct {
 	check   *check
 	stop    time.Time // when it gives up
 	within  string    // the same for people
+	silent  func()    // called when there was no answer
 }
 
 // newCandidate makes the candidate of a unit that was started at a time, in a deployment with a deadline.
-func newCandidate(unit, address string, c *check, started, deadline time.Time) candidate {
-	n := candidate{unit: unit, address: address, check: c, stop: deadline.Add(-margin), within: "before the deadline of the deployment"}
+func newCandidate(unit, address string, c *check, started, deadline time.Time, silent func()) candidate {
+	n := candidate{unit: unit, address: address, check: c, stop: deadline.Add(-margin), within: "before the deadline of the deployment", silent: silent}
 	if c.startDeadline > 0 && started.Add(c.startDeadline).Before(n.stop) {
 		n.stop, n.within = started.Add(c.startDeadline), "within "+c.startDeadline.String()
 	}
@@ -75,6 +76,9 @@ func (c candidate) prove(ctx context.Context) error {
 		} else {
 			if cut := left < c.check.timeout && errors.Is(err, errNoAnswer); !cut || last == nil {
 				last = err // one that was cut short says less than the one before
+			}
+			if errors.Is(err, errNoAnswer) {
+				c.silent()
 			}
 			good, wait = 0, pause
 			pause, patience = min(2*pause, lastPause), min(2*patience, c.check.timeout)

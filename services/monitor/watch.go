@@ -3,12 +3,14 @@ package monitor
 import (
 	"context"
 	"fmt"
-	"math/rand/v2"
+	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+	"golang.org/x/sync/errgroup"
 
 	"fulmar/messages"
 	fulmarv1 "fulmar/messages/fulmar/v1"
@@ -21,17 +23,31 @@ const settle = 20 * time.Millisecond
 type watch struct {
 	service  *Service
 	events   jetstream.Stream
+	beats    *beats
 	heads    map[string]*fulmarv1.Head // as they were looked at last
 	watchers map[string]*watcher       // by instance
 	wg       sync.WaitGroup
 }
 
 func newWatch(s *Service, events jetstream.Stream) *watch {
-	return &watch{service: s, events: events, heads: map[string]*fulmarv1.Head{}, watchers: map[string]*watcher{}}
+	return &watch{service: s, events: events, beats: newBeats(), heads: map[string]*fulmarv1.Head{}, watchers: map[string]*watcher{}}
 }
 
+// run watches until ctx ends.
 func (w *watch) run(ctx context.Context) error {
 	defer w.wg.Wait()
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return w.beats.run(ctx, w.beat) })
+	g.Go(func() error { return w.look(ctx) })
+	err := g.Wait()
+	for _, n := range w.watchers {
+		w.stop(n)
+	}
+	return err
+}
+
+// look follows the records until ctx ends.
+func (w *watch) look(ctx context.Context) error {
 	for {
 		heads, hosts := w.service.heads.Changed(), w.service.hosts.Changed()
 		w.follow(ctx)
@@ -52,148 +68,171 @@ func (w *watch) follow(ctx context.Context) {
 	for stack, h := range w.service.heads.All() {
 		if w.heads[stack] != h {
 			w.service.trials.prune(h)
-			w.followHead(ctx, w.heads[stack], h)
+			w.followHead(w.heads[stack], h)
 			w.heads[stack] = h
 		}
 	}
 	w.service.metrics.watched.Set(float64(len(w.watchers)))
 	for _, i := range w.service.hosts.All()[w.service.host].GetInstances() {
-		if n, ok := w.watchers[i.GetName()]; ok {
-			n.see(i)
+		if n, ok := w.watchers[i.GetName()]; ok && n.see(i) {
+			w.wg.Go(func() { n.settle(ctx) })
 		}
 	}
 }
 
-func (w *watch) followHead(ctx context.Context, before, now *fulmarv1.Head) {
+func (w *watch) followHead(before, now *fulmarv1.Head) {
 	want := map[string]target{}
 	for _, t := range targets(now, w.service.host) {
 		want[t.instance] = t
 	}
 	for _, t := range targets(before, w.service.host) {
 		if n, ok := w.watchers[t.instance]; ok && n.target.generation != want[t.instance].generation {
-			n.stop()
+			w.stop(n)
 			delete(w.watchers, t.instance)
 		}
 	}
 	for name, t := range want {
 		if w.watchers[name] == nil {
-			w.start(ctx, t)
+			w.start(t)
 		}
 	}
 }
 
-func (w *watch) start(ctx context.Context, t target) {
+func (w *watch) start(t target) {
 	checks, err := w.service.newChecks(t.checks, t.address)
 	if err != nil {
 		w.service.bus.Log.Error("unit was not watched", "deployment", messages.DeploymentName(t.stack, t.generation), "unit", t.unit, "err", err)
 		return
 	}
-	ctx, stop := context.WithCancel(ctx)
-	n := &watcher{service: w.service, events: w.events, target: t, checks: checks, stop: stop, wake: make(chan struct{}, 1), rows: make([]row, len(checks)), bad: make([]error, len(checks))}
+	n := &watcher{service: w.service, events: w.events, target: t, rows: make([]row, len(checks)), bad: make([]error, len(checks))}
+	for i, c := range checks {
+		m := &member{watcher: n, index: i, check: c}
+		n.members = append(n.members, m)
+		w.beats.add(m)
+	}
 	w.watchers[t.instance] = n
-	w.wg.Go(func() { n.run(ctx) })
 }
 
-// watcher probes one instance, each check at its interval, and says what changes.
+// stop ends the watch over an instance, without waiting for the checks that run.
+func (w *watch) stop(n *watcher) {
+	for _, m := range n.members {
+		w.beats.remove(m)
+	}
+	w.wg.Go(n.end)
+}
+
+// beat runs the checks whose time has come. One that still runs from the last time is left alone.
+func (w *watch) beat(ctx context.Context, due []*member) {
+	var tcp []*member
+	for _, m := range due {
+		if !m.busy.TryLock() {
+			continue
+		}
+		_, isTCP := m.check.probe.(tcpProbe)
+		switch {
+		case m.watcher.exited():
+			w.wg.Go(func() {
+				defer m.busy.Unlock()
+				m.watcher.settle(ctx)
+			})
+		case isTCP:
+			tcp = append(tcp, m)
+		default:
+			w.wg.Go(func() { m.finish(ctx, m.check.run(ctx, m.check.timeout, m.check.timeout)) })
+		}
+	}
+	if len(tcp) > 0 {
+		w.wg.Go(func() { w.knock(ctx, tcp) })
+	}
+}
+
+func (w *watch) knock(ctx context.Context, tcp []*member) {
+	to, timeouts := make([]netip.AddrPort, len(tcp)), make([]time.Duration, len(tcp))
+	for i, m := range tcp {
+		to[i], timeouts[i] = netip.AddrPort(m.check.probe.(tcpProbe)), m.check.timeout
+	}
+	knock(ctx, to, timeouts, func(i int, err error) {
+		w.wg.Go(func() { tcp[i].finish(ctx, tcp[i].check.count(ctx, err)) })
+	})
+}
+
+// finish takes the result of a check, which is of no interest once ctx has ended.
+func (m *member) finish(ctx context.Context, result error) {
+	defer m.busy.Unlock()
+	if ctx.Err() == nil {
+		m.watcher.note(ctx, m.index, result)
+	}
+}
+
+// watcher knows how one instance is, and says what changes.
 type watcher struct {
 	service *Service
 	events  jetstream.Stream
 	target  target
-	checks  []*check
-	stop    context.CancelFunc
-	wake    chan struct{} // the instance has ended, or runs again
+	members []*member
+	record  atomic.Pointer[fulmarv1.HostInstance] // as vmm saw it last
 
-	mu     sync.Mutex
-	record *fulmarv1.HostInstance // as vmm saw it last, or nil
-	known  bool                   // said is what the log says
-	said   messages.Verb
-	rows   []row
-	bad    []error // the last bad result of each check
+	mu    sync.Mutex
+	known bool // said is what the log says
+	ended bool
+	said  messages.Verb
+	rows  []row
+	bad   []error // the last bad result of each check
 }
 
-func (w *watcher) run(ctx context.Context) {
-	var wg sync.WaitGroup
-	for i := range w.checks {
-		wake := w.wake
-		if i > 0 {
-			wake = nil // one of them is enough to say that the instance exited
-		}
-		wg.Go(func() { w.probe(ctx, i, wake) })
-	}
-	wg.Wait()
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.say("")
-}
-
-// see takes what vmm saw of the instance.
-func (w *watcher) see(i *fulmarv1.HostInstance) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
+// see takes what vmm saw of the instance, and reports whether it ended, or runs again.
+func (w *watcher) see(i *fulmarv1.HostInstance) bool {
 	before := w.exited()
-	w.record = i
-	if w.exited() == before {
-		return
-	}
-	select {
-	case w.wake <- struct{}{}:
-	default: // it is awake already
-	}
+	w.record.Store(i)
+	return w.exited() != before
 }
 
 // exited reports whether the instance was seen to have ended.
-func (w *watcher) exited() bool { return w.record != nil && !w.record.GetRunning() }
+func (w *watcher) exited() bool {
+	i := w.record.Load()
+	return i != nil && !i.GetRunning()
+}
 
-// probe runs one check at its interval until ctx ends. The first comes at any time within it, so that those that begin
-// together do not stay together.
-func (w *watcher) probe(ctx context.Context, i int, wake <-chan struct{}) {
-	c := w.checks[i]
-	defer c.close()
-	timer := time.NewTimer(rand.N(c.interval))
-	defer timer.Stop()
-	for {
-		select {
-		case <-timer.C:
-		case <-wake:
-		case <-ctx.Done():
-			return
-		}
-		if err := w.turn(ctx, i); err != nil && ctx.Err() == nil {
-			w.service.bus.Log.Warn("observation was delayed", "deployment", messages.DeploymentName(w.target.stack, w.target.generation), "unit", w.target.unit, "err", err)
-		}
-		timer.Reset(c.interval)
+// end lets go of what the checks keep.
+func (w *watcher) end() {
+	w.mu.Lock()
+	w.ended = true
+	w.say("")
+	w.mu.Unlock()
+	for _, m := range w.members {
+		m.busy.Lock() // waits until it has run
+		m.check.close()
+		m.busy.Unlock()
 	}
 }
 
-// turn runs one check, unless the instance has ended, and says what changed by it. What could not be said is said at
-// the next turn.
-func (w *watcher) turn(ctx context.Context, i int) error {
+// note takes the result of a check and says what changed by it.
+func (w *watcher) note(ctx context.Context, i int, result error) {
 	w.mu.Lock()
-	ended := w.exited()
-	w.mu.Unlock()
-	var result error
-	if !ended {
-		result = w.checks[i].run(ctx, w.checks[i].timeout, w.checks[i].timeout)
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
+	w.rows[i] = w.rows[i].next(result == nil, w.members[i].check.successes, w.members[i].check.failures)
+	if result != nil {
+		w.bad[i] = result
 	}
+	w.mu.Unlock()
+	w.settle(ctx)
+}
+
+// settle says what changed. What could not be said is said at the next check.
+func (w *watcher) settle(ctx context.Context) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if err := w.recall(ctx); err != nil {
-		return err
+	if w.ended {
+		return
 	}
-	if !ended {
-		w.rows[i] = w.rows[i].next(result == nil, w.checks[i].successes, w.checks[i].failures)
-		if result != nil {
-			w.bad[i] = result
+	err := w.recall(ctx)
+	if err == nil {
+		if verb := change(w.said, w.exited(), w.rows); verb != "" {
+			err = w.observe(ctx, verb, w.reason(verb))
 		}
 	}
-	verb := change(w.said, w.exited(), w.rows)
-	if verb == "" {
-		return nil
+	if err != nil && ctx.Err() == nil {
+		w.service.bus.Log.Warn("observation was delayed", "deployment", messages.DeploymentName(w.target.stack, w.target.generation), "unit", w.target.unit, "err", err)
 	}
-	return w.observe(ctx, verb, w.reason(verb))
 }
 
 // recall begins with what was observed last of the unit, by whoever watched it then.
@@ -212,6 +251,9 @@ func (w *watcher) recall(ctx context.Context) error {
 
 // say notes what was said of the unit last. After unhealthy and exited each check has to be good in a row again.
 func (w *watcher) say(verb messages.Verb) {
+	if verb == w.said {
+		return
+	}
 	ill := func(v messages.Verb) bool { return v == messages.Unhealthy || v == messages.Exited }
 	if ill(verb) && !ill(w.said) {
 		w.service.metrics.unhealthy.Inc()
@@ -229,12 +271,12 @@ func (w *watcher) reason(verb messages.Verb) string {
 	unit := fmt.Sprintf("unit %s at %s ", w.target.unit, w.target.address)
 	switch verb {
 	case messages.Exited:
-		return unit + exitClause(w.record) + lastLine(w.record)
+		return unit + exitClause(w.record.Load()) + lastLine(w.record.Load())
 	case messages.Recovered:
 		return unit + "is healthy again"
 	}
 	i := slices.IndexFunc(w.rows, func(r row) bool { return r.down })
-	return unit + fmt.Sprintf("failed %d checks in a row: %s: %s", w.checks[i].failures, w.checks[i].what, w.bad[i])
+	return unit + fmt.Sprintf("failed %d checks in a row: %s: %s", w.members[i].check.failures, w.members[i].check.what, w.bad[i])
 }
 
 // observe says a change, if the unit is still to be watched and nobody else said it.

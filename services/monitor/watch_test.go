@@ -56,6 +56,23 @@ func TestTwoMonitorsSayAChangeOnce(t *testing.T) {
 	}
 }
 
+func TestWhatAnotherMonitorSaidIsNotSaidAgain(t *testing.T) {
+	w, a := newWorld(t), newWeb(t)
+	d := deployment(42, spec(t, "web", quick(get(a.port))))
+	w.head(d, live)
+	w.monitor()
+	wait(t, "checks", func() bool { return a.asked.Load() > 5 })
+	if err := w.vmm.Observe(t.Context(), messages.Unhealthy, d, "web", "seen by another one"); err != nil {
+		t.Fatal(err)
+	}
+	w.hear(messages.Unhealthy)
+	a.ill.Store(true)
+	before := a.asked.Load()
+	wait(t, "bad checks", func() bool { return a.asked.Load() > before+10 })
+	a.ill.Store(false)
+	w.hear(messages.Recovered) // and no second unhealthy before it
+}
+
 func TestARestartKnowsWhatWasSaid(t *testing.T) {
 	w, a := newWorld(t), newWeb(t)
 	w.head(deployment(42, spec(t, "web", quick(get(a.port)))), live)
@@ -72,7 +89,7 @@ func TestARestartKnowsWhatWasSaid(t *testing.T) {
 	w.hear(messages.Recovered) // and no second unhealthy before it
 }
 
-func TestExitedAndStartedAgain(t *testing.T) {
+func TestExited(t *testing.T) {
 	w, a := newWorld(t), newWeb(t)
 	w.head(deployment(42, spec(t, "web", every(get(a.port), time.Hour, 1, 3))), live) // no check finds it
 	w.record("web.web.42", true, "", "")
@@ -81,6 +98,14 @@ func TestExitedAndStartedAgain(t *testing.T) {
 	if e := w.hear(messages.Exited); e.GetReason() != "unit web at 127.0.0.1 exited with status 2: uncaught exception" {
 		t.Errorf("observed %q", e.GetReason())
 	}
+}
+
+func TestStartedAgain(t *testing.T) {
+	w, a := newWorld(t), newWeb(t)
+	w.head(deployment(42, spec(t, "web", quick(get(a.port)))), live)
+	w.record("web.web.42", false, "exited with status 2", "")
+	w.monitor()
+	w.hear(messages.Exited)
 	w.record("web.web.42", true, "", "")
 	w.hear(messages.Recovered)
 }
