@@ -19,7 +19,9 @@ import (
 func TestAnswersThroughGateway(t *testing.T) {
 	ctx, l := testContext(t), newLab(t)
 	l.start(ctx)
-	l.run(ctx, "ip", "address", "add", "192.0.2.1/32", "dev", tapName)
+	l.run(ctx, "ip", "link", "set", "lo", "up")
+	l.run(ctx, "ip", "address", "add", "192.0.2.1/32", "dev", "lo")
+	l.run(ctx, "sysctl", "-q", "-w", "net.ipv4.conf."+tapName+".arp_ignore=1") // it is no neighbour
 	l.run(ctx, "ping", "-c", "1", "-W", "5", "-I", "192.0.2.1", guestIP)
 	err := l.do(func() error {
 		dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(192, 0, 2, 1)}}
@@ -80,7 +82,8 @@ func TestAsksAgainWhenMACDiffers(t *testing.T) {
 func TestAnnouncesItself(t *testing.T) {
 	ctx, l := testContext(t), newLab(t)
 	l.run(ctx, "sysctl", "-q", "-w", "net.ipv4.conf."+tapName+".arp_accept=1")
-	l.start(ctx)
+	// Without a gateway there is nobody whom it would ask.
+	l.launch("--ipv4=" + guestIP + "/24").waitReady(ctx)
 	if got := l.run(ctx, "ip", "neighbour", "show", guestIP); !strings.Contains(got, guestMAC.String()) {
 		t.Errorf("neighbours: %q, want %s", got, guestMAC)
 	}
@@ -125,7 +128,7 @@ func lossyClient(ctx context.Context, l *lab) error {
 }
 
 // usage is the CPU time, in ticks, and the number of wake-ups of a process.
-func usage(t *testing.T, pid int) (ticks, switches int) {
+func usage(t testing.TB, pid int) (ticks, switches int) {
 	t.Helper()
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
@@ -165,16 +168,36 @@ func TestIdle(t *testing.T) {
 			t.Fatal(status, err)
 		}
 	}
-	ticks, switches := usage(t, g.cmd.Process.Pid)
+	g.expectIdle()
+	l.run(ctx, "ip", "link", "set", tapName, "down")
+	g.expectIdle()
+}
+
+// expectIdle sees that the guest does nearly nothing for a second.
+func (g *guest) expectIdle() {
+	g.t.Helper()
+	ticks, switches := usage(g.t, g.cmd.Process.Pid)
 	select {
 	case <-time.After(time.Second):
 	case <-g.ended:
-		t.Fatal("guest ended")
+		g.t.Fatal("guest ended")
 	}
-	ticksAfter, switchesAfter := usage(t, g.cmd.Process.Pid)
+	ticksAfter, switchesAfter := usage(g.t, g.cmd.Process.Pid)
 	// The second announcement, timers of the last answers, and the kernel's own ARP are all that may wake it.
 	if ticksAfter-ticks > 1 || switchesAfter-switches > 10 {
-		t.Errorf("idle for a second, used %d ticks and woke %d times", ticksAfter-ticks, switchesAfter-switches)
+		g.t.Errorf("idle for a second, used %d ticks and woke %d times", ticksAfter-ticks, switchesAfter-switches)
+	}
+}
+
+func TestEndsWithoutItsDevice(t *testing.T) {
+	ctx, l := testContext(t), newLab(t)
+	g := l.start(ctx)
+	l.run(ctx, "ip", "link", "delete", tapName)
+	if status := g.exitStatus(ctx); status != 255 {
+		t.Errorf("exit status %d, want 255", status)
+	}
+	if said := g.console.String(); !strings.HasSuffix(said, "\nhello: the network device is gone\n") {
+		t.Errorf("console: %s", said)
 	}
 }
 

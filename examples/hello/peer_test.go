@@ -236,9 +236,9 @@ func (p *peer) expect(ctx context.Context, want segment) {
 }
 
 // expectNothing sees that the guest is silent for a while.
-func (p *peer) expectNothing() {
+func (p *peer) expectNothing(while time.Duration) {
 	p.t.Helper()
-	if s, err := p.next(time.Now().Add(100 * time.Millisecond)); !errors.Is(err, os.ErrDeadlineExceeded) {
+	if s, err := p.next(time.Now().Add(while)); !errors.Is(err, os.ErrDeadlineExceeded) {
 		p.t.Fatalf("got %v %v, want nothing", s, err)
 	}
 }

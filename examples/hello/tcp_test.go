@@ -1,6 +1,7 @@
 package hello_test
 
 import (
+	"context"
 	"math/rand/v2"
 	"net/netip"
 	"strings"
@@ -30,7 +31,7 @@ func TestRefusesUnknown(t *testing.T) {
 	p.send(segment{seq: 100, flags: fin, wnd: 1000, data: "xyz"})
 	p.expect(ctx, segment{ack: 104, flags: rst | ack})
 	p.send(segment{seq: 100, ack: 200, flags: rst})
-	p.expectNothing()
+	p.expectNothing(100 * time.Millisecond)
 	p.to = 81
 	p.send(segment{seq: 100, flags: syn, wnd: 1000})
 	p.expect(ctx, segment{ack: 101, flags: rst | ack})
@@ -42,7 +43,7 @@ func TestWrongChecksumIsDropped(t *testing.T) {
 	p := l.newPeer("10.9.0.50")
 	p.corrupt = 1
 	p.send(segment{seq: 1, flags: syn, wnd: 1000})
-	p.expectNothing()
+	p.expectNothing(100 * time.Millisecond)
 	p.corrupt = 0
 	p.open(ctx, 1, 1460)
 }
@@ -78,6 +79,17 @@ func TestSequenceNumbersWrap(t *testing.T) {
 		p.expect(ctx, segment{seq: seq, ack: next, flags: ack | psh, data: answer})
 		seq += uint32(len(answer))
 	}
+}
+
+func TestOverlapWhereNumbersWrap(t *testing.T) {
+	ctx, l := testContext(t), newLab(t)
+	l.start(ctx)
+	p := l.newPeer("10.9.0.50")
+	seq := p.open(ctx, 1<<32-6, 1460)
+	p.send(segment{seq: 1<<32 - 5, ack: seq, flags: ack, wnd: 60000, data: request[:10]})
+	p.expect(ctx, segment{seq: seq, ack: 5, flags: ack})
+	p.send(segment{seq: 1<<32 - 5, ack: seq, flags: ack, wnd: 60000, data: request})
+	p.expect(ctx, segment{seq: seq, ack: reqLen - 5, flags: ack | psh, data: answer})
 }
 
 func TestRetransmitsWithBackoff(t *testing.T) {
@@ -138,7 +150,7 @@ func TestHandshakeWithLosses(t *testing.T) {
 	seq := p.receive(ctx).seq + 1
 	// The acknowledgement and the first segment were lost: no reason to refuse the second.
 	p.send(segment{seq: 1011, ack: seq, flags: ack, wnd: 60000, data: request[10:]})
-	p.expectNothing()
+	p.expectNothing(100 * time.Millisecond)
 	p.send(segment{seq: 1001, ack: seq, flags: ack, wnd: 60000, data: request})
 	p.expect(ctx, segment{seq: seq, ack: 1001 + reqLen, flags: ack | psh, data: answer})
 }
@@ -154,7 +166,9 @@ func TestZeroWindow(t *testing.T) {
 		p.expect(ctx, segment{seq: seq, ack: 1001 + reqLen, flags: ack, data: answer[:1]})
 		p.send(segment{seq: 1001 + reqLen, ack: seq, flags: ack})
 	}
-	// A small window is used, and the rest follows.
+	// A small window is used, and the rest follows, both at once and not by a repetition after a second.
+	ctx, cancel := context.WithTimeout(ctx, 700*time.Millisecond)
+	defer cancel()
 	p.send(segment{seq: 1001 + reqLen, ack: seq, flags: ack, wnd: 10})
 	p.expect(ctx, segment{seq: seq, ack: 1001 + reqLen, flags: ack, data: answer[:10]})
 	p.send(segment{seq: 1001 + reqLen, ack: seq + 10, flags: ack, wnd: 60000})
@@ -183,8 +197,29 @@ func TestOwnWindow(t *testing.T) {
 	if got := p.receive(ctx); got.ack != next || got.wnd != 0 {
 		t.Fatalf("%v, want acknowledgement of %d and window 0", got, next)
 	}
-	// The answer, or an update after it, opens the window again.
-	for got := p.receive(ctx); got.wnd == 0; got = p.receive(ctx) {
+	// Its answer tells that the window is open again.
+	if got := p.receive(ctx); got.data == "" || got.wnd == 0 {
+		t.Fatalf("%v, want an answer and a window", got)
+	}
+}
+
+func TestOwnWindowOpensWithoutAnswer(t *testing.T) {
+	ctx, l := testContext(t), newLab(t)
+	l.start(ctx)
+	p := l.newPeer("10.9.0.50")
+	seq := p.open(ctx, 1000, 1460)
+	// Behind a request that sleeps stands a body that fills the window, and the peer takes no answer.
+	text := "GET /sleep?ms=100 HTTP/1.1\r\nHost: a\r\n\r\n" + "PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 9000\r\n\r\n"
+	text += strings.Repeat("x", 4096-len(text))
+	next := uint32(1001)
+	for len(text) > 0 {
+		n := min(len(text), 1460)
+		p.send(segment{seq: next, ack: seq, flags: ack, data: text[:n]})
+		next, text = next+uint32(n), text[n:]
+		p.expect(ctx, segment{seq: seq, ack: next, flags: ack})
+	}
+	if got := p.receive(ctx); got.ack != next || got.wnd != 4096 || got.data != "" {
+		t.Fatalf("%v, want a window of 4096", got)
 	}
 }
 
@@ -213,6 +248,21 @@ func TestGuestClosesFirst(t *testing.T) {
 	p.expect(ctx, segment{seq: seq, ack: 501 + reqLen, flags: ack | psh, data: answer})
 }
 
+func TestTimeWaitEnds(t *testing.T) {
+	ctx, l := testContext(t), newLab(t)
+	l.start(ctx)
+	p := l.newPeer("10.9.0.50")
+	seq := p.open(ctx, 1000, 1460)
+	next := 1001 + uint32(len(closing))
+	p.send(segment{seq: 1001, ack: seq, flags: ack, wnd: 60000, data: closing})
+	seq += uint32(len(p.receive(ctx).data)) + 1
+	p.send(segment{seq: next, ack: seq, flags: ack | fin, wnd: 60000})
+	p.expect(ctx, segment{seq: seq, ack: next + 1, flags: ack})
+	p.expectNothing(1200 * time.Millisecond)
+	p.send(segment{seq: next, ack: seq, flags: ack | fin, wnd: 60000})
+	p.expect(ctx, segment{seq: seq, flags: rst})
+}
+
 func TestPeerClosesFirst(t *testing.T) {
 	ctx, l := testContext(t), newLab(t)
 	l.start(ctx)
@@ -225,7 +275,7 @@ func TestPeerClosesFirst(t *testing.T) {
 	p.expect(ctx, segment{seq: seq, ack: 1002 + reqLen, flags: ack | psh | fin}) // again, as it was not acknowledged
 	seq++
 	p.send(segment{seq: 1002 + reqLen, ack: seq, flags: ack, wnd: 60000})
-	p.expectNothing()
+	p.expectNothing(100 * time.Millisecond)
 	p.send(segment{seq: 1002 + reqLen, ack: seq, flags: ack, wnd: 60000})
 	p.expect(ctx, segment{seq: seq, flags: rst}) // nothing is left of it
 }
@@ -258,13 +308,49 @@ func TestResetsAndStraySYNs(t *testing.T) {
 		p.expect(ctx, segment{seq: seq, ack: 1001, flags: ack})
 	}
 	p.send(segment{seq: 1001 + 100000, flags: rst})
-	p.expectNothing()
+	p.expectNothing(100 * time.Millisecond)
 	p.send(segment{seq: 1001, ack: seq, flags: ack, wnd: 60000, data: request})
 	p.expect(ctx, segment{seq: seq, ack: 1001 + reqLen, flags: ack | psh, data: answer})
 	seq += uint32(len(answer))
 	p.send(segment{seq: 1001 + reqLen, flags: rst})
 	p.send(segment{seq: 1001 + reqLen, ack: seq, flags: ack, wnd: 60000})
 	p.expect(ctx, segment{seq: seq, flags: rst})
+}
+
+// Whatever comes, in whatever order, the guest lives and serves.
+func TestRandomSegments(t *testing.T) {
+	ctx, l := testContext(t), newLab(t)
+	l.start(ctx)
+	p := l.newPeer("10.9.0.50")
+	random := rand.New(rand.NewPCG(3, 4))
+	pieces := []string{"", "", request, request[:7], request[7:], closing, "GET /sleep?ms=1 HTTP/1.1\r\nHost: a\r\n\r\n", strings.Repeat("z", 1460)}
+	for i := range 100 {
+		p.port = uint16(20000 + i)
+		seq := p.open(ctx, random.Uint32(), uint16(random.IntN(2000)))
+		next := uint32(0)
+		for range 50 {
+			s := segment{
+				seq:   next + uint32(random.IntN(3000)) - 1000,
+				ack:   seq + uint32(random.IntN(300)) - 100,
+				flags: uint8(random.IntN(32)) &^ syn,
+				wnd:   uint16(random.IntN(3) * 500),
+				data:  pieces[random.IntN(len(pieces))],
+			}
+			if random.IntN(20) == 0 {
+				s.flags |= syn
+			}
+			if random.IntN(2) == 0 { // most likely in order, so that there is something to upset
+				s.seq, s.flags = next, ack
+			}
+			p.send(s)
+			if got, err := p.next(time.Now().Add(time.Millisecond)); err == nil {
+				next, seq = got.ack, got.seq+uint32(len(got.data))
+			}
+		}
+	}
+	if err := expect(ctx, l.client(1), "/", 200, "hello\n"); err != nil {
+		t.Error(err)
+	}
 }
 
 func TestHalfOpenConnections(t *testing.T) {
@@ -293,6 +379,25 @@ func TestHalfOpenConnections(t *testing.T) {
 	}
 }
 
+func TestTimeWaitKeepsNobodyOut(t *testing.T) {
+	ctx, l := testContext(t), newLab(t)
+	l.start(ctx)
+	err := l.do(func() error {
+		for range 1024 {
+			if err := oneRequest(ctx, "GET / HTTP/1.0\r\n\r\n", "hello\n"); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	l.newPeer("10.9.0.50").open(ctx, 1000, 1460) // with one SYN
+}
+
 func TestFullTable(t *testing.T) {
 	ctx, l := testContext(t), newLab(t)
 	l.start(ctx)
@@ -302,7 +407,7 @@ func TestFullTable(t *testing.T) {
 	}
 	p := l.newPeer("10.9.0.50")
 	p.send(segment{seq: 1000, flags: syn, wnd: 60000, mss: 1460})
-	p.expectNothing() // neither taken nor refused
+	p.expectNothing(100 * time.Millisecond) // neither taken nor refused
 	if err := first.Close(); err != nil {
 		t.Fatal(err)
 	}

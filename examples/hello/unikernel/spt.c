@@ -19,9 +19,6 @@ enum {
 };
 enum { EINTR = 4, EAGAIN = 11, CLOCK_MONOTONIC = 1, TFD_TIMER_ABSTIME = 1, ABORTED = 255 };
 
-/* What the epoll set reports for the timer; a device reports its index. */
-#define TIMER_EVENT 0xfffffffeu
-
 /* Below this the stack, which grows down from the end of memory, has too little room. */
 #define STACK_SIZE (64 << 10)
 
@@ -46,7 +43,7 @@ struct epoll_event {
 
 static int console_fd = 1, epoll_fd = -1, timer_fd = -1, net_fd = -1;
 
-/* When the timer will fire; NEVER when it is not set, 0 when that is not known. */
+/* When the timer will fire, or has fired; NEVER when it is not set. */
 static uint64_t armed = NEVER;
 
 static long syscall6(long nr, long a, long b, long c, long d, long e, long f)
@@ -103,7 +100,8 @@ uint64_t plat_now(void)
 
 /*
  * set_timer makes the timer fire at the deadline. Under load the next deadline
- * seldom changes, so most waits need no system call for it.
+ * seldom changes, so most waits need no system call for it. Once it has fired,
+ * the timer ends every wait until it is set again: we may not read it.
  */
 static void set_timer(uint64_t deadline)
 {
@@ -123,15 +121,13 @@ static void set_timer(uint64_t deadline)
 	armed = deadline;
 }
 
+/* Which event ended the wait does not matter: the caller looks at the clock and reads frames. */
 void plat_wait(uint64_t deadline)
 {
-	struct epoll_event events[2];
+	struct epoll_event event;
 
 	set_timer(deadline);
-	long n = syscall6(SYS_EPOLL_PWAIT, epoll_fd, (long)events, 2, -1, 0, 0);
-	for (long i = 0; i < n; i++)
-		if ((uint32_t)events[i].data == TIMER_EVENT)
-			armed = 0; /* it stays readable until it is set again, and we may not read it */
+	syscall6(SYS_EPOLL_PWAIT, epoll_fd, (long)&event, 1, -1, 0, 0);
 }
 
 size_t plat_net_read(void *frame, size_t cap)
