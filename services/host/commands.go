@@ -9,6 +9,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"fulmar/albatross"
 )
 
@@ -91,10 +93,10 @@ func (s *Service) create(name albatross.Name, cfg albatross.Config, force bool) 
 	if e.live() && !force {
 		return nil, refusal("Unikernel with same name is already running")
 	}
-	if err := s.check(image, cfg.Args); err != nil {
+	if err := s.check(name, image, cfg.Args); err != nil {
 		return nil, err
 	}
-	r := record{Name: name, Typ: cfg.Typ, Args: cfg.Args, Digest: image.digest, Boot: s.boot}
+	r := record{Name: name, Typ: cfg.Typ, Args: own(cfg.Args), Digest: image.digest, Boot: s.boot}
 	if err := s.replace(e, r, image); err != nil {
 		return nil, err
 	}
@@ -110,13 +112,13 @@ func (s *Service) restart(name albatross.Name, args *albatross.Args) (albatross.
 	}
 	r := e.inst.record
 	if args != nil {
-		r.Args = *args
+		r.Args = own(*args)
 	}
 	image, err := s.loadBack(r)
 	if err != nil {
 		return nil, err
 	}
-	if err := s.check(image, r.Args); err != nil {
+	if err := s.check(name, image, r.Args); err != nil {
 		return nil, err
 	}
 	if err := s.replace(e, r, image); err != nil {
@@ -136,11 +138,10 @@ func (s *Service) destroy(name albatross.Name) (albatross.Payload, error) {
 	if e.live() {
 		reply = destroyed
 	}
-	// First the record: should host die now, the unikernel is found without one and ended, and after a boot it does not come back.
-	if err := s.store.dropRecord(name); err != nil {
-		return nil, fmt.Errorf("could not destroy unikernel: %w", err)
-	}
-	if err := s.stop(e.inst); err != nil {
+	var g errgroup.Group // the disk need not wait for the kernel
+	g.Go(func() error { return s.store.dropRecord(name) })
+	g.Go(func() error { return s.stop(e.inst) })
+	if err := g.Wait(); err != nil {
 		return nil, fmt.Errorf("could not destroy unikernel: %w", err)
 	}
 	s.forget(e)
@@ -148,8 +149,8 @@ func (s *Service) destroy(name albatross.Name) (albatross.Payload, error) {
 }
 
 // check says whether the image can be run with args on this machine as it is now.
-func (s *Service) check(image loaded, args albatross.Args) error {
-	if err := checkImage(image.Image, args, s.cpus); err != nil {
+func (s *Service) check(name albatross.Name, image loaded, args albatross.Args) error {
+	if err := checkImage(name, image.Image, args, s.cpus); err != nil {
 		return err
 	}
 	for _, b := range args.Bridges {

@@ -6,7 +6,7 @@
 // State lives in three places. What should run, with its images, is on disk in the state directory, synced before a create is
 // answered. How to find what runs (pid and start time) stands beside it and is good for this boot only. The rest belongs to the
 // unikernels' processes and goes with them: the process is the unikernel, its taps are held by nothing but itself, its standard
-// output is a FIFO that it keeps open in both directions. So host can be stopped, killed and upgraded while they run, and adopts them
+// output is a FIFO that it keeps open in both directions (only the lines that host has read are lost with it). So host can be stopped, killed and upgraded while they run, and adopts them
 // when it comes back; after a boot of the machine it starts them again.
 //
 // The invariant: of each name at most one process runs, and everything that exists for it (process, control group, FIFO, user
@@ -136,7 +136,7 @@ func New(cfg Config, log *slog.Logger, reg prometheus.Registerer) (_ *Service, e
 // close ends what New opened.
 func (s *Service) close() error {
 	if s.bridges != nil {
-		s.bridges.handle.Close()
+		s.bridges.close()
 	}
 	return s.store.close()
 }

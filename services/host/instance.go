@@ -146,13 +146,9 @@ func (s *Service) loadBack(r record) (loaded, error) {
 func (s *Service) start(e *entry, r record, image loaded, attempt int) (err error) {
 	begin := time.Now()
 	r.Boot = s.boot
-	var g errgroup.Group // the disk is slower than the kernel: both at once
-	g.Go(func() error {
-		if err := s.keepImage(r.Digest, image.bytes); err != nil {
-			return err
-		}
-		return s.store.saveRecord(r)
-	})
+	var g errgroup.Group // the disk is slower than the kernel: all at once
+	g.Go(func() error { return s.keepImage(r.Digest, image.bytes) })
+	g.Go(func() error { return s.store.saveRecord(r) })
 	inst := &instance{record: r, started: begin, attempt: attempt, slot: noSlot, exited: make(chan struct{}), done: make(chan struct{})}
 	w, err := s.prepare(inst, image)
 	if serr := g.Wait(); serr != nil && err == nil {

@@ -2,6 +2,7 @@ package host
 
 import (
 	"bytes"
+	"cmp"
 	"compress/zlib"
 	"crypto/sha256"
 	"errors"
@@ -21,8 +22,8 @@ func (r refusal) Error() string { return string(r) }
 func refuse(format string, args ...any) error { return refusal(fmt.Sprintf(format, args...)) }
 
 // checkImage says whether the image can be run with args on a machine whose CPUs are cpus, in the words of albatross where it has some.
-// It decides alone from what it is given; that bridges exist is seen when they are used.
-func checkImage(image *solo5.Image, args albatross.Args, cpus []int) error {
+// It decides alone from what it is given; that bridges exist is seen elsewhere.
+func checkImage(name albatross.Name, image *solo5.Image, args albatross.Args, cpus []int) error {
 	if image.Target != solo5.SPT {
 		return refuse("unsupported solo5 target %s", image.Target)
 	}
@@ -36,8 +37,8 @@ func checkImage(image *solo5.Image, args albatross.Args, cpus []int) error {
 	if !matches(image, solo5.BlockDevice, blocks) {
 		return refuse("specified block device(s) does not match with the manifest. Devices present in manifest: %s", manifest(image))
 	}
-	if len(args.Blocks) > 0 {
-		return refuse("block devices are not supported")
+	for _, b := range args.Blocks { // there are none
+		return refuse("block device %s:%s not found", name.Path(), cmp.Or(b.Device, b.Name))
 	}
 	if err := image.CheckMemory(args.Memory); err != nil {
 		return refusal(err.Error())
@@ -97,10 +98,16 @@ func arguments(name albatross.Name, args albatross.Args) []string {
 
 // bridgeName is the host's side of a network device.
 func bridgeName(b albatross.Bridge) string {
-	if b.Bridge == "" {
-		return b.Netif
+	return cmp.Or(b.Bridge, b.Netif)
+}
+
+// own returns args that share no memory with the request that they came in, which holds an image.
+func own(args albatross.Args) albatross.Args {
+	args.Bridges = slices.Clone(args.Bridges)
+	for i := range args.Bridges {
+		args.Bridges[i].MAC = bytes.Clone(args.Bridges[i].MAC)
 	}
-	return b.Bridge
+	return args
 }
 
 // loaded is an image that was received or read back, and what it says of itself.

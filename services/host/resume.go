@@ -2,6 +2,7 @@ package host
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"time"
 
@@ -86,8 +87,14 @@ func (s *Service) startAgain(inst *instance, next record, attempt int) (settled 
 	}
 	s.markDue(next.Name, attempt)
 	image, err := s.loadBack(next)
+	if errors.Is(err, errDamaged) { // another try is of no use
+		s.log.Error("could not start a unikernel again, forgot it", "unikernel", next.Name.String(),
+			"err", errors.Join(err, s.store.dropRecord(next.Name)))
+		s.forget(e)
+		return true
+	}
 	if err == nil {
-		err = s.check(image, next.Args)
+		err = s.check(next.Name, image, next.Args)
 	}
 	if err == nil {
 		err = s.start(e, next, image, attempt)

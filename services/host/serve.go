@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/crypto/cryptobyte"
 	"golang.org/x/crypto/cryptobyte/asn1"
+	"golang.org/x/sys/unix"
 
 	"fulmar/albatross"
 )
@@ -44,6 +45,11 @@ func (s *Service) serve(ctx context.Context, l net.Listener, answer answerer) er
 			}
 			return nil
 		}
+		if exhausted(err) {
+			s.log.Error("could not accept a connection", "err", err)
+			pauseAccept(ctx)
+			continue
+		}
 		if err != nil {
 			return fmt.Errorf("accept on %s: %w", l.Addr(), err)
 		}
@@ -58,6 +64,26 @@ func (s *Service) serve(ctx context.Context, l net.Listener, answer answerer) er
 			defer conns.remove(c)
 			s.converse(ctx, conns, c, answer)
 		})
+	}
+}
+
+// exhausted says whether an error of accept is of a shortage that passes.
+func exhausted(err error) bool {
+	for _, e := range []error{unix.EMFILE, unix.ENFILE, unix.ENOBUFS, unix.ENOMEM, unix.ECONNABORTED} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
+}
+
+// pauseAccept gives a shortage time to pass.
+func pauseAccept(ctx context.Context) {
+	timer := time.NewTimer(50 * time.Millisecond)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"sync"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
 
@@ -15,7 +16,8 @@ const tapPattern = "fulmar%d"
 
 // bridges attaches taps to the bridges of the network namespace that the program was started in.
 type bridges struct {
-	handle *netlink.Handle
+	handle  *netlink.Handle
+	sockets map[int]*nl.SocketHandle // for messages that handle does not know
 
 	mu     sync.Mutex
 	pinned map[int]bool // by index: a bridge that is made anew has a new one
@@ -27,7 +29,18 @@ func newBridges() (*bridges, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open netlink: %w", err)
 	}
-	return &bridges{handle: h, pinned: make(map[int]bool)}, nil
+	s, err := nl.Subscribe(unix.NETLINK_ROUTE)
+	if err != nil {
+		h.Close()
+		return nil, fmt.Errorf("open netlink: %w", err)
+	}
+	return &bridges{handle: h, sockets: map[int]*nl.SocketHandle{unix.NETLINK_ROUTE: {Socket: s}}, pinned: make(map[int]bool)}, nil
+}
+
+// close ends what newBridges opened.
+func (b *bridges) close() {
+	b.handle.Close()
+	b.sockets[unix.NETLINK_ROUTE].Close()
 }
 
 // find returns the bridge of a name. The error is a refusal if there is none.
@@ -83,23 +96,46 @@ func (b *bridges) attach(bridge *netlink.Bridge, uid int, alias string) (_ *tap,
 			err = errors.Join(err, t.file.Close())
 		}
 	}()
-	link, err := b.handle.LinkByName(t.name)
-	if err != nil {
-		return nil, fmt.Errorf("find tap %s: %w", t.name, err)
-	}
-	if err := b.handle.LinkSetAlias(link, alias); err != nil {
-		return nil, fmt.Errorf("name tap %s: %w", t.name, err)
-	}
-	if err := b.handle.LinkSetMaster(link, bridge); err != nil {
+	if err := b.connect(t.name, bridge, alias); err != nil {
 		return nil, fmt.Errorf("put tap %s on bridge %s: %w", t.name, bridge.Attrs().Name, err)
 	}
-	if err := b.handle.LinkSetHairpin(link, true); err != nil { // a unikernel may reach itself through its published port
-		return nil, fmt.Errorf("set hairpin of tap %s: %w", t.name, err)
-	}
-	if err := b.handle.LinkSetUp(link); err != nil {
-		return nil, fmt.Errorf("bring up tap %s: %w", t.name, err)
-	}
 	return t, nil
+}
+
+// connect names a tap, puts it on the bridge and brings it up, in one message, and then lets it hear its own packets, in another: a
+// unikernel may reach itself through its published port.
+func (b *bridges) connect(name string, bridge *netlink.Bridge, alias string) error {
+	up := b.change(name)
+	up.msg.Flags, up.msg.Change = unix.IFF_UP, unix.IFF_UP
+	up.AddData(nl.NewRtAttr(unix.IFLA_IFALIAS, []byte(alias)))
+	up.AddData(nl.NewRtAttr(unix.IFLA_MTU, nl.Uint32Attr(uint32(bridge.Attrs().MTU)))) // or the bridge would shrink to it
+	up.AddData(nl.NewRtAttr(unix.IFLA_MASTER, nl.Uint32Attr(uint32(bridge.Attrs().Index))))
+	if _, err := up.Execute(unix.NETLINK_ROUTE, 0); err != nil {
+		return fmt.Errorf("connect: %w", err)
+	}
+	hairpin := b.change(name)
+	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
+	info.AddRtAttr(nl.IFLA_INFO_SLAVE_KIND, nl.NonZeroTerminated("bridge"))
+	info.AddRtAttr(nl.IFLA_INFO_SLAVE_DATA, nil).AddRtAttr(nl.IFLA_BRPORT_MODE, nl.Uint8Attr(1))
+	hairpin.AddData(info)
+	if _, err := hairpin.Execute(unix.NETLINK_ROUTE, 0); err != nil {
+		return fmt.Errorf("set hairpin: %w", err)
+	}
+	return nil
+}
+
+// change is the start of a message that changes the link of a name.
+type change struct {
+	*nl.NetlinkRequest
+	msg *nl.IfInfomsg
+}
+
+func (b *bridges) change(name string) change {
+	c := change{nl.NewNetlinkRequest(unix.RTM_NEWLINK, unix.NLM_F_ACK), nl.NewIfInfomsg(unix.AF_UNSPEC)}
+	c.Sockets = b.sockets
+	c.AddData(c.msg)
+	c.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(name)))
+	return c
 }
 
 // openTap makes a tap that ends with its descriptor.
