@@ -75,13 +75,35 @@ func (c *deployCmd) Run(e *env) error {
 
 // build makes the request of the command line, its image files as absolute paths.
 func (c *deployCmd) build(stdin io.Reader) (*fulmarv1.DeployRequest, error) {
-	if c.File != "" {
-		if c.Image != "" {
-			return nil, errors.New("give an IMAGE or a spec with -f, not both")
-		}
-		return readSpec(c.File, stdin)
+	r, err := c.units(stdin)
+	if err != nil {
+		return nil, err
 	}
-	if c.Image == "" {
+	if c.Network != "" {
+		r.Network = c.Network
+	}
+	if c.Staged {
+		r.Staged = true
+	}
+	if c.Deadline != 0 {
+		r.Deadline = durationpb.New(c.Deadline)
+	}
+	if c.Drain >= 0 {
+		r.Drain = durationpb.New(c.Drain)
+	}
+	return r, nil
+}
+
+// units makes the request with its units only: of a spec, or of one unit that the flags describe.
+func (c *deployCmd) units(stdin io.Reader) (*fulmarv1.DeployRequest, error) {
+	switch {
+	case c.File != "" && c.Image != "":
+		return nil, errors.New("give an IMAGE or a spec with -f, not both")
+	case c.File != "" && (len(c.Port)+len(c.Arg)+len(c.CPU)+len(c.Health) > 0 || c.Memory != 0 || c.Device != "" || c.SHA256 != "" || c.Checks != 0 || c.Interval != 0):
+		return nil, errors.New("with -f the spec says everything about the units: --port, --arg, --memory, --cpu, --device, --health, --interval, --checks and --sha256 go with an IMAGE")
+	case c.File != "":
+		return readSpec(c.File, stdin)
+	case c.Image == "":
 		return nil, errors.New("give an IMAGE, or a spec with -f")
 	}
 	u := &fulmarv1.UnitSpec{Args: c.Arg, Memory: c.Memory, Cpus: c.CPU, Device: c.Device, Image: imageOf(c.Image, c.SHA256)}
@@ -103,13 +125,7 @@ func (c *deployCmd) build(stdin io.Reader) (*fulmarv1.DeployRequest, error) {
 		h.Successes = c.Checks
 		u.Health = append(u.Health, h)
 	}
-	r := &fulmarv1.DeployRequest{Units: []*fulmarv1.UnitSpec{u}, Network: c.Network, Staged: c.Staged}
-	if c.Deadline != 0 {
-		r.Deadline = durationpb.New(c.Deadline)
-	}
-	if c.Drain >= 0 {
-		r.Drain = durationpb.New(c.Drain)
-	}
+	r := &fulmarv1.DeployRequest{Units: []*fulmarv1.UnitSpec{u}}
 	return r, absolute(r, ".")
 }
 

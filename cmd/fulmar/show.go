@@ -92,19 +92,23 @@ func deploymentRows(stack string, d *fulmarv1.HeadDeployment, running map[string
 	for _, i := range d.GetInstances() {
 		published := "-"
 		if d.GetState() == fulmarv1.State_STATE_LIVE {
-			published = strings.Join(portList(specOf(d.GetContent(), i.GetUnit())), ",")
+			published = portList(specOf(d.GetContent(), i.GetUnit()))
 		}
 		rows = append(rows, fmt.Sprintf("%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s", name, state, i.GetUnit(), i.GetName(), i.GetAddress(), published, runs(running[i.GetName()]), d.GetHost()))
 	}
 	return rows
 }
 
-func portList(u *fulmarv1.UnitSpec) []string {
+// portList says the ports of a unit, as 8080:80/tcp,53:53/udp.
+func portList(u *fulmarv1.UnitSpec) string {
 	var list []string
 	for _, p := range u.GetPorts() {
 		list = append(list, fmt.Sprintf("%d:%d/%s", p.GetPort(), p.GetTarget(), p.GetProtocol()))
 	}
-	return list
+	if len(list) == 0 {
+		return "-"
+	}
+	return strings.Join(list, ",")
 }
 
 func runs(i *fulmarv1.HostInstance) string {
@@ -169,7 +173,7 @@ func describeContent(e *env, c *fulmarv1.Content) {
 		if image == "" {
 			image = u.GetImage().GetFile() + u.GetImage().GetObject() + u.GetImage().GetUrl()
 		}
-		fmt.Fprintf(e.out, "  unit %s: image %s, memory %d MB, ports %s, args %q\n", u.GetName(), image, u.GetMemory(), strings.Join(portList(u), ","), u.GetArgs())
+		fmt.Fprintf(e.out, "  unit %s: image %s, memory %d MB, ports %s, args %q\n", u.GetName(), image, u.GetMemory(), portList(u), u.GetArgs())
 	}
 }
 
