@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -181,9 +182,14 @@ func (m *measure) published(ctx context.Context) error {
 		for _, v := range order {
 			fmt.Printf(" %s |", ms(quantile(step(runs, v), .5)))
 		}
+		slowest := slices.MaxFunc(runs, func(a, b run) int { return cmp.Compare(a.total, b.total) })
+		fmt.Printf("\n| | slowest | %s | |", ms(slowest.total))
+		for _, v := range order {
+			fmt.Printf(" %s |", ms(slowest.steps[v]))
+		}
 		fmt.Println()
 	}
-	fmt.Printf("\nThe steps are medians.\n\n")
+	fmt.Printf("\nThe steps are medians, and those of the slowest update.\n\n")
 	return nil
 }
 
