@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
+	"net/netip"
 	"os"
 	"strings"
 	"sync"
@@ -14,6 +16,7 @@ import (
 
 	"fulmar/bus"
 	"fulmar/bus/bustest"
+	"fulmar/conntrack"
 	"fulmar/messages"
 	fulmarv1 "fulmar/messages/fulmar/v1"
 )
@@ -141,6 +144,10 @@ func TestOneActsAndTheOtherTakesOver(t *testing.T) {
 	stopA := w.nat(t)
 	w.deploy(t, web(1, first))
 	stopB := w.nat(t)
+	if l, err := net.Listen("unix", lockName); err == nil {
+		_ = l.Close()
+		t.Error("nobody holds the lock of the network namespace")
+	}
 	flushEverything(t) // both would restore it
 	until(t, func() error {
 		_, err := who(w.client.Do, "tcp4", "192.0.2.1:8080")
@@ -205,14 +212,18 @@ func TestAnAddressThatHasANewHolderKeepsItsConnections(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer kept.Close()
+	if got, err := ask(kept); got != i.GetName() || err != nil {
+		t.Fatalf("%q, %v", got, err)
+	}
 	late := &fulmarv1.Deployment{Stack: "old", Generation: 1, Network: lan(), Dying: []*fulmarv1.Instance{
 		{Unit: "old", Name: "old.old.1", Network: "lan", Address: i.GetAddress()},
 	}}
 	if _, err := w.hands(t).stopped(t.Context(), &fulmarv1.Event{Deployment: late}); err != nil {
 		t.Fatal(err)
 	}
-	if got, err := ask(kept); got != i.GetName() || err != nil {
-		t.Errorf("%q, %v", got, err)
+	// Asking on the connection would make a new entry.
+	if open, err := conntrack.Established(netip.MustParseAddr(i.GetAddress())); err != nil || len(open) != 1 || open[netip.MustParseAddr(i.GetAddress())] != 1 {
+		t.Errorf("established: %v, %v", open, err)
 	}
 }
 

@@ -106,6 +106,7 @@ func TestAUDPFlowThatTheHostTookFirstIsMoved(t *testing.T) {
 	w := newWorld(t)
 	w.nat(t)
 	i, _ := w.instance(t, "web", "web", 1, 2)
+	w.base(t) // flows are tracked from here on
 	flow, err := dial(w.client.Do, "udp4", "192.0.2.1:8053")
 	if err != nil {
 		t.Fatal(err)
