@@ -33,6 +33,7 @@ type Options struct {
 	Host     string                // the host it is for, empty for a service that is for all
 	Log      *slog.Logger          // nil: nowhere
 	Register prometheus.Registerer // nil: nowhere
+	AckWait  time.Duration         // after it a message whose worker died is delivered again; 0: 2 s
 }
 
 // Bus is a connection to the declared streams and buckets in the name of one service.
@@ -65,6 +66,9 @@ func Open(ctx context.Context, nc *nats.Conn, o Options) (*Bus, error) {
 	if o.Register == nil {
 		o.Register = prometheus.NewRegistry()
 	}
+	if o.AckWait <= 0 {
+		o.AckWait = ackWait
+	}
 	b := &Bus{NC: nc, JS: js, Log: o.Log, options: o, metrics: newMetrics(o.Register)}
 	if err := b.declare(ctx); err != nil {
 		return nil, err
@@ -94,9 +98,18 @@ func (b *Bus) Last(ctx context.Context, stack string, generation uint64) (*fulma
 		if serr != nil {
 			return nil, 0, fmt.Errorf("last event of %s: %w", messages.DeploymentName(stack, generation), serr)
 		}
-		e = &fulmarv1.Event{Verb: string(s.Verb), Deployment: &fulmarv1.Deployment{Stack: stack, Generation: generation}}
+		e = bare(s)
 	}
 	return e, raw.Sequence, nil
+}
+
+// bare is what the subject alone says of an event.
+func bare(s messages.EventSubject) *fulmarv1.Event {
+	d := &fulmarv1.Deployment{Stack: s.Stack, Generation: s.Generation}
+	if s.Host != messages.NoHost {
+		d.Network = &fulmarv1.Network{Host: s.Host}
+	}
+	return &fulmarv1.Event{Verb: string(s.Verb), Deployment: d, Unit: s.Unit}
 }
 
 func (b *Bus) last(ctx context.Context, stack string, generation uint64) (*jetstream.RawStreamMsg, error) {

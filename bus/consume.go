@@ -11,11 +11,11 @@ import (
 )
 
 const (
-	ackWait     = 2 * time.Second        // a message whose worker died is delivered again after it
-	progress    = 500 * time.Millisecond // how often a worker that lives says so
-	parallel    = 64                     // messages in hand at once; those of one stack go one after another
-	maxPending  = 10000                  // more than the drains and retries that may wait
-	grace       = 5 * time.Second        // for handlers to finish when the service stops
+	ackWait     = 2 * time.Second // a message whose worker died is delivered again after it
+	progress    = 4               // how often in that time a worker that lives says so
+	parallel    = 64              // messages in hand at once
+	maxPending  = 10000           // more than the drains and retries that may wait
+	grace       = 5 * time.Second // for handlers to finish when the service stops
 	maxDelay    = 5 * time.Second
 	firstDelay  = 10 * time.Millisecond
 	reopenDelay = time.Second
@@ -70,7 +70,7 @@ func (b *Bus) consumeOnce(ctx context.Context, c consumer) error {
 		c.pending = maxPending
 	}
 	cons, err := b.JS.CreateOrUpdateConsumer(ctx, c.stream, jetstream.ConsumerConfig{
-		Durable: c.name, FilterSubjects: c.filters, AckPolicy: jetstream.AckExplicitPolicy, AckWait: ackWait,
+		Durable: c.name, FilterSubjects: c.filters, AckPolicy: jetstream.AckExplicitPolicy, AckWait: b.options.AckWait,
 		MaxAckPending: c.pending, MaxDeliver: -1,
 	})
 	if err != nil {
@@ -80,8 +80,13 @@ func (b *Bus) consumeOnce(ctx context.Context, c consumer) error {
 	if err != nil {
 		return fmt.Errorf("open consumer %s: %w", c.name, err)
 	}
-	stop := context.AfterFunc(ctx, messages.Drain)
-	defer stop()
+	defer context.AfterFunc(ctx, func() {
+		if b.NC.IsConnected() {
+			messages.Drain() // what is on its way here is handed back
+		} else {
+			messages.Stop() // nobody would answer
+		}
+	})()
 	defer messages.Stop()
 
 	work, cancel := context.WithCancel(context.WithoutCancel(ctx)) // handlers outlive ctx by the grace
@@ -98,39 +103,51 @@ func (b *Bus) consumeOnce(ctx context.Context, c consumer) error {
 			continue
 		case err != nil:
 			return fmt.Errorf("next message of %s: %w", c.name, err)
-		case ctx.Err() != nil:
-			_ = msg.Nak() // handed back; if even that is lost it comes again after ackWait
-			continue
 		}
-		l.run(c.lane(msg), func(turn <-chan struct{}) { b.deliver(work, c, msg, turn) })
+		if !l.run(ctx, c.lane(msg), func(turn <-chan struct{}) { b.deliver(ctx, work, c, msg, turn) }) {
+			handBack(msg)
+		}
 	}
 }
 
-// deliver waits for the message's turn, handles it and settles it, and meanwhile reports progress.
-func (b *Bus) deliver(ctx context.Context, c consumer, msg jetstream.Msg, turn <-chan struct{}) {
+// handBack gives a message to whoever is next. If even that is lost it comes again after the ack wait.
+func handBack(msg jetstream.Msg) { _ = msg.Nak() }
+
+// deliver waits for the message's turn, handles it and settles it, and meanwhile reports progress. When its turn comes
+// after the service was told to stop it is handed back.
+func (b *Bus) deliver(serving, work context.Context, c consumer, msg jetstream.Msg, turn <-chan struct{}) {
 	begin := time.Now()
 	done := make(chan struct{})
 	var wg sync.WaitGroup
-	wg.Go(func() {
-		t := time.NewTicker(progress)
-		defer t.Stop()
-		for {
-			select {
-			case <-done:
-				return
-			case <-t.C:
-				_ = msg.InProgress() // a lost one costs a second delivery, which does no harm
-			}
-		}
-	})
+	wg.Go(func() { b.progress(msg, done) })
 	<-turn
-	err := c.handle(ctx, msg)
+	if serving.Err() != nil {
+		close(done)
+		wg.Wait()
+		handBack(msg)
+		return
+	}
+	err := c.handle(work, msg)
 	close(done)
 	wg.Wait()
-	if serr := b.settle(ctx, c, msg, err); serr != nil {
+	if serr := b.settle(work, c, msg, err); serr != nil {
 		b.Log.Warn("settling was lost", "consumer", c.name, "subject", msg.Subject(), "err", serr)
 	}
 	b.metrics.seconds.WithLabelValues(c.name).Observe(time.Since(begin).Seconds())
+}
+
+// progress keeps a message from being delivered again until its worker is done.
+func (b *Bus) progress(msg jetstream.Msg, done <-chan struct{}) {
+	t := time.NewTicker(b.options.AckWait / progress)
+	defer t.Stop()
+	for {
+		select {
+		case <-done:
+			return
+		case <-t.C:
+			_ = msg.InProgress() // a lost one costs a second delivery, which does no harm
+		}
+	}
 }
 
 // settle is the only place that acknowledges.
@@ -163,25 +180,32 @@ type lanes struct {
 	wg    sync.WaitGroup
 
 	mu    sync.Mutex
-	tails map[string]chan struct{}
+	tails map[string]chan struct{} // closed when the last work of a lane is done
 }
 
 func newLanes() *lanes {
 	return &lanes{slots: make(chan struct{}, parallel), tails: map[string]chan struct{}{}}
 }
 
-// run starts f, which does its work once turn is closed. It blocks while all slots are taken.
-func (l *lanes) run(lane string, f func(turn <-chan struct{})) {
-	l.slots <- struct{}{}
-	l.mu.Lock()
-	var turn <-chan struct{} = l.tails[lane]
+// run starts f, which does its work once turn is closed. It blocks while all slots are taken, and reports false if ctx
+// ends before one is free.
+func (l *lanes) run(ctx context.Context, lane string, f func(turn <-chan struct{})) bool {
+	if ctx.Err() != nil {
+		return false
+	}
+	select {
+	case l.slots <- struct{}{}:
+	case <-ctx.Done():
+		return false
+	}
 	mine := make(chan struct{})
+	l.mu.Lock()
+	turn, busy := l.tails[lane]
 	l.tails[lane] = mine
 	l.mu.Unlock()
-	if turn == nil {
-		free := make(chan struct{})
-		close(free)
-		turn = free
+	if !busy {
+		turn = make(chan struct{})
+		close(turn)
 	}
 	l.wg.Go(func() {
 		f(turn)
@@ -193,6 +217,7 @@ func (l *lanes) run(lane string, f func(turn <-chan struct{})) {
 		close(mine)
 		<-l.slots
 	})
+	return true
 }
 
 func (l *lanes) wait() { l.wg.Wait() }

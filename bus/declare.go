@@ -20,16 +20,16 @@ const (
 // declare makes the streams, buckets and the store that are not there. An existing one is left as its owner set it.
 func (b *Bus) declare(ctx context.Context) error {
 	var err error
-	if b.Heads, err = declareBucket[*fulmarv1.Head](ctx, b.JS, messages.HeadBucket, "One record a stack: the only lock and the only root."); err != nil {
+	if b.Heads, err = declareBucket[*fulmarv1.Head](ctx, b, messages.HeadBucket, "One record a stack: the only lock and the only root."); err != nil {
 		return err
 	}
-	if b.Leases, err = declareBucket[*fulmarv1.Lease](ctx, b.JS, messages.LeaseBucket, "Addresses that are held or rest."); err != nil {
+	if b.Leases, err = declareBucket[*fulmarv1.Lease](ctx, b, messages.LeaseBucket, "Addresses that are held or rest."); err != nil {
 		return err
 	}
-	if b.Networks, err = declareBucket[*fulmarv1.Network](ctx, b.JS, messages.NetworkBucket, "Networks that give addresses."); err != nil {
+	if b.Networks, err = declareBucket[*fulmarv1.Network](ctx, b, messages.NetworkBucket, "Networks that give addresses."); err != nil {
 		return err
 	}
-	if b.Hosts, err = declareBucket[*fulmarv1.Host](ctx, b.JS, messages.HostBucket, "What each host runs, as its vmm saw it last."); err != nil {
+	if b.Hosts, err = declareBucket[*fulmarv1.Host](ctx, b, messages.HostBucket, "What each host runs, as its vmm saw it last."); err != nil {
 		return err
 	}
 	b.Images, err = b.JS.ObjectStore(ctx, messages.ImageStore)

@@ -4,9 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
-	"sync"
+	"log/slog"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"google.golang.org/protobuf/proto"
 )
@@ -14,11 +14,14 @@ import (
 // Bucket keeps one record a key. Records are changed by revision only: a conflict is
 // [jetstream.ErrKeyRevisionMismatch], and whoever meets it reads again.
 type Bucket[M proto.Message] struct {
+	nc     *nats.Conn
+	log    *slog.Logger
 	kv     jetstream.KeyValue
 	stream jetstream.Stream
 }
 
-func declareBucket[M proto.Message](ctx context.Context, js jetstream.JetStream, name, description string) (*Bucket[M], error) {
+func declareBucket[M proto.Message](ctx context.Context, b *Bus, name, description string) (*Bucket[M], error) {
+	js := b.JS
 	kv, err := js.KeyValue(ctx, name)
 	if errors.Is(err, jetstream.ErrBucketNotFound) {
 		kv, err = js.CreateKeyValue(ctx, jetstream.KeyValueConfig{Bucket: name, Description: description, History: 1, Storage: jetstream.FileStorage})
@@ -33,7 +36,7 @@ func declareBucket[M proto.Message](ctx context.Context, js jetstream.JetStream,
 	if err != nil {
 		return nil, fmt.Errorf("declare bucket %s: %w", name, err)
 	}
-	return &Bucket[M]{kv: kv, stream: stream}, nil
+	return &Bucket[M]{nc: b.NC, log: b.Log, kv: kv, stream: stream}, nil
 }
 
 func (b *Bucket[M]) empty() M {
@@ -139,99 +142,6 @@ func (b *Bucket[M]) All(ctx context.Context) (map[string]M, error) {
 			all[e.Key()] = m
 		case <-ctx.Done():
 			return nil, errors.Join(ctx.Err(), w.Stop())
-		}
-	}
-}
-
-// View is a local copy of a bucket that a watch keeps fresh. Its records must not be changed.
-type View[M proto.Message] struct {
-	bucket *Bucket[M]
-
-	mu      sync.Mutex
-	records map[string]M
-	seen    uint64        // revision up to which the view has caught up
-	moved   chan struct{} // closed when seen grows
-	ready   bool
-}
-
-// View makes an empty view of the bucket; [View.Run] fills it.
-func (b *Bucket[M]) View() *View[M] {
-	return &View[M]{bucket: b, records: map[string]M{}, moved: make(chan struct{})}
-}
-
-// Run keeps the view fresh until ctx ends, which is no error.
-func (v *View[M]) Run(ctx context.Context) error {
-	w, err := v.bucket.kv.WatchAll(ctx)
-	if err != nil {
-		return fmt.Errorf("watch bucket %s: %w", v.bucket.kv.Bucket(), err)
-	}
-	for {
-		select {
-		case e, open := <-w.Updates():
-			if !open {
-				if ctx.Err() != nil {
-					return nil
-				}
-				return fmt.Errorf("watch bucket %s: the watch ended", v.bucket.kv.Bucket())
-			}
-			v.apply(e)
-		case <-ctx.Done():
-			_ = w.Stop() // ctx has stopped it
-			return nil
-		}
-	}
-}
-
-func (v *View[M]) apply(e jetstream.KeyValueEntry) {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	switch {
-	case e == nil: // all that was there when the watch began is read
-		v.ready = true
-	case e.Operation() != jetstream.KeyValuePut:
-		delete(v.records, e.Key())
-		v.seen = max(v.seen, e.Revision())
-	default:
-		if m, err := v.bucket.decode(e); err == nil {
-			v.records[e.Key()] = m
-		}
-		v.seen = max(v.seen, e.Revision())
-	}
-	close(v.moved)
-	v.moved = make(chan struct{})
-}
-
-// All gives every record by its key, as the view has it now.
-func (v *View[M]) All() map[string]M {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	return maps.Clone(v.records)
-}
-
-// Changed gives a channel that is closed at the next change of the view. Take it before reading what it guards.
-func (v *View[M]) Changed() <-chan struct{} {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	return v.moved
-}
-
-// CaughtUp waits until the view holds everything that was in the bucket when it was called.
-func (v *View[M]) CaughtUp(ctx context.Context) error {
-	info, err := v.bucket.stream.Info(ctx)
-	if err != nil {
-		return fmt.Errorf("catch up with bucket %s: %w", v.bucket.kv.Bucket(), err)
-	}
-	for {
-		v.mu.Lock()
-		done, moved := v.ready && (v.seen >= info.State.LastSeq || info.State.Msgs == 0), v.moved
-		v.mu.Unlock()
-		if done {
-			return nil
-		}
-		select {
-		case <-moved:
-		case <-ctx.Done():
-			return fmt.Errorf("catch up with bucket %s: %w", v.bucket.kv.Bucket(), ctx.Err())
 		}
 	}
 }

@@ -92,6 +92,9 @@ func (b *Bus) RunService(ctx context.Context, svc Service) error {
 	if err := addEndpoints(ctx, m, svc); err != nil {
 		return err
 	}
+	if err := b.NC.FlushTimeout(grace); err != nil { // who is ready can be asked
+		return fmt.Errorf("register %s: %w", b.options.Service, err)
+	}
 	if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
 		b.Log.Warn("systemd was not notified", "err", err)
 	}

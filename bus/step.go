@@ -26,24 +26,26 @@ type Step struct {
 	Handle func(context.Context, *fulmarv1.Event) (messages.Verb, error)
 }
 
-// Run runs a step until ctx ends, which is no error.
+// Run runs a step until ctx ends, which is no error. Deployments are handled in parallel.
 func (b *Bus) Run(ctx context.Context, s Step) error {
 	var filters []string
 	for _, v := range s.Hears {
 		filters = append(filters, messages.StepFilter(v, s.Host))
 	}
 	return b.consume(ctx, consumer{
-		stream: messages.EventStream, name: s.Name, filters: filters, lane: stackOf,
+		stream: messages.EventStream, name: s.Name, filters: filters, lane: deploymentOf,
 		handle: func(ctx context.Context, msg jetstream.Msg) error { return b.step(ctx, s, msg) },
 	})
 }
 
-func stackOf(msg jetstream.Msg) string {
+// deploymentOf is the lane of an event: a deployment that takes long holds up nobody else, not even a newer one of its
+// stack, which may be its cure.
+func deploymentOf(msg jetstream.Msg) string {
 	subject, err := messages.ParseEventSubject(msg.Subject())
 	if err != nil {
 		return msg.Subject()
 	}
-	return subject.Stack
+	return messages.DeploymentName(subject.Stack, subject.Generation)
 }
 
 func (b *Bus) step(ctx context.Context, s Step, msg jetstream.Msg) error {
@@ -109,14 +111,10 @@ func readEvent(data []byte, subject messages.EventSubject, e *fulmarv1.Event) er
 // unreadable fails the deployment of an event that cannot be read, so that it is out of the way and not silent.
 func (b *Bus) unreadable(ctx context.Context, s messages.EventSubject, seq uint64, cause error) error {
 	b.Log.Error("event was unreadable", "deployment", messages.DeploymentName(s.Stack, s.Generation), "stream_seq", seq, "err", cause)
-	d := &fulmarv1.Deployment{Stack: s.Stack, Generation: s.Generation}
-	if s.Host != messages.NoHost {
-		d.Network = &fulmarv1.Network{Host: s.Host}
-	}
-	err := b.Say(ctx, &fulmarv1.Event{
-		Verb: string(messages.Failed), Deployment: d, ReasonCode: fulmarv1.ReasonCode_REASON_CODE_UNREADABLE,
-		Reason: "the event " + string(s.Verb) + " cannot be read: " + cause.Error(),
-	}, seq)
+	e := bare(s)
+	e.Verb, e.ReasonCode = string(messages.Failed), fulmarv1.ReasonCode_REASON_CODE_UNREADABLE
+	e.Reason = "the event " + string(s.Verb) + " cannot be read: " + cause.Error()
+	err := b.Say(ctx, e, seq)
 	if errors.Is(err, ErrMoved) {
 		return nil
 	}
@@ -131,7 +129,7 @@ func (b *Bus) Watch(ctx context.Context, s Step) error {
 		filters = append(filters, messages.StepFilter(v, s.Host))
 	}
 	return b.consume(ctx, consumer{
-		stream: messages.EventStream, name: s.Name, filters: filters, lane: stackOf,
+		stream: messages.EventStream, name: s.Name, filters: filters, lane: deploymentOf,
 		handle: func(ctx context.Context, msg jetstream.Msg) error {
 			subject, err := messages.ParseEventSubject(msg.Subject())
 			if err != nil {
@@ -139,7 +137,7 @@ func (b *Bus) Watch(ctx context.Context, s Step) error {
 			}
 			e := &fulmarv1.Event{}
 			if err := readEvent(msg.Data(), subject, e); err != nil {
-				e = &fulmarv1.Event{Verb: string(subject.Verb), Deployment: &fulmarv1.Deployment{Stack: subject.Stack, Generation: subject.Generation}}
+				e = bare(subject)
 			}
 			_, err = s.Handle(ctx, e)
 			return err
