@@ -18,8 +18,7 @@ import (
 
 type config struct {
 	bus.Config
-
-	Host string `env:"FULMAR_HOST" help:"Name of this host. Default: its short hostname."`
+	Host string `env:"FULMAR_HOST" placeholder:"NAME" help:"Host whose ports it publishes. Default: the short name of this machine."`
 }
 
 func main() {
