@@ -204,6 +204,23 @@ func TestRulesThatNoRecordExplainsStay(t *testing.T) {
 	}
 }
 
+func TestForbiddingNamesTheChainsOfOthersThatDrop(t *testing.T) {
+	k := freshKernel(t)
+	apply(t, k, someWant())
+	if got, err := Forbidding(); err != nil || len(got) > 0 {
+		t.Errorf("of our own: %v, %v", got, err)
+	}
+	run(t, "iptables", "-P", "FORWARD", "DROP") // our hook stands before it
+	t.Cleanup(func() { run(t, "iptables", "-P", "FORWARD", "ACCEPT") })
+	run(t, "nft", "add table inet wall; add chain inet wall over { type filter hook forward priority 0; policy drop; }; "+
+		"add chain inet wall into { type filter hook input priority 0; policy drop; }; add chain inet wall open { type filter hook forward priority 1; policy accept; }; add chain inet wall plain")
+	t.Cleanup(func() { run(t, "nft", "delete table inet wall") })
+	got, err := Forbidding()
+	if diff := cmp.Diff([]string{"inet wall over"}, got); err != nil || diff != "" {
+		t.Errorf("%v, forbidding (-want +got):\n%s", err, diff)
+	}
+}
+
 func TestWatchTellsWhoChangedSomething(t *testing.T) {
 	k := freshKernel(t)
 	ctx, cancel := context.WithCancel(t.Context())

@@ -251,6 +251,30 @@ func TestALateOneIsLeftToTheKeeperOfTheDeadlines(t *testing.T) {
 	}
 }
 
+func TestEverythingFlushedWhileTheBusIsDownIsRestored(t *testing.T) {
+	w := newWorld(t)
+	w.nat(t)
+	first, _ := w.instance(t, "web", "web", 1, 2)
+	second, _ := w.instance(t, "web", "web", 2, 3)
+	w.deploy(t, web(1, first))
+	w.deploy(t, web(2, second))
+	w.server.Stop()
+	flushEverything(t)
+	until(t, func() error {
+		got, err := who(w.client.Do, "tcp4", "192.0.2.1:8080")
+		if err == nil && got != second.GetName() {
+			t.Fatalf("answered by %q", got)
+		}
+		return err
+	})
+	until(t, func() error {
+		if rules := rulesOf(t); !strings.Contains(rules, "--comment web-1 -j FULMAR-1") { // its guard
+			return fmt.Errorf("missing in\n%s", rules)
+		}
+		return nil
+	})
+}
+
 func TestAHostWithoutNetworksIsNotTouched(t *testing.T) {
 	w := newWorld(t)
 	if err := w.bus.Networks.Delete(t.Context(), "lan", 1); err != nil {

@@ -17,6 +17,9 @@ const (
 	sweep    = time.Minute            // between two looks without any sign
 	retry    = 250 * time.Millisecond // after a look that failed, doubled each time
 	retryMax = 5 * time.Second
+	share    = 20 // a look takes at most this part of the time while others change the firewall without end
+
+	busPatience = 500 * time.Millisecond // for the bus, while rules may be missing
 )
 
 // rules is what the kernel has, as far as this process knows: it is the only one who publishes.
@@ -25,6 +28,7 @@ type rules struct {
 	networks    []firewall.Network
 	shown       map[uint64]shown // by generation
 	unexplained []string
+	forbidding  []string
 }
 
 // shown is a publication of which the kernel has the guard, and the redirect too if clients are led to it.
@@ -94,8 +98,9 @@ func (s *Service) follow(ctx context.Context, followed func()) error {
 				looks.Reset(look("tidy"))
 			}
 		case <-s.changed:
+			begin := time.Now()
 			looks.Reset(look("foreign"))
-			pause(ctx, breather)
+			pause(ctx, max(breather, share*time.Since(begin)))
 		case <-looks.C:
 			looks.Reset(look("sweep"))
 		}
@@ -117,7 +122,7 @@ func (s *Service) look(ctx context.Context, cause string) error {
 	s.turn.Lock()
 	defer s.turn.Unlock()
 	err := s.restore(ctx, cause)
-	return errors.Join(err, prepare(s.rules.networks))
+	return errors.Join(err, prepare(s.rules.networks), s.forbidden())
 }
 
 // restore is the part of look that is about rules. The caller has the turn.
@@ -127,8 +132,8 @@ func (s *Service) restore(ctx context.Context, cause string) error {
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(s.heads.CaughtUp(ctx), s.networks.CaughtUp(ctx)); err != nil {
-		return err
+	if err := s.caughtUp(ctx); err != nil {
+		return errors.Join(err, s.recall(ctx, have))
 	}
 	heads := s.heads.All()
 	want, bad := wanted(s.host, heads, s.networks.All())
@@ -136,7 +141,7 @@ func (s *Service) restore(ctx context.Context, cause string) error {
 		s.log.Error("records made no sense", "err", bad)
 	}
 	if want.Empty() && !have.Ours() {
-		s.rules = rules{read: true, shown: map[uint64]shown{}}
+		s.rules.read, s.rules.networks, s.rules.shown = true, nil, map[uint64]shown{}
 		return nil
 	}
 	if err := s.kernel.Prepare(); err != nil {
@@ -146,9 +151,8 @@ func (s *Service) restore(ctx context.Context, cause string) error {
 	if err := s.install(ctx, plan, cause); err != nil {
 		return err
 	}
-	before := s.rules.unexplained
-	s.rules = rules{read: true, networks: want.Networks, shown: known(want, have), unexplained: plan.Unexplained}
-	s.report(before)
+	s.rules.read, s.rules.networks, s.rules.shown = true, want.Networks, known(want, have)
+	s.report(plan.Unexplained)
 	for _, pub := range plan.Switched {
 		if err := s.flush(pub); err != nil {
 			return err
@@ -158,6 +162,30 @@ func (s *Service) restore(ctx context.Context, cause string) error {
 		return err
 	}
 	return forget(unheld(heads, plan.Ended))
+}
+
+// caughtUp waits until the views hold what the records say now. It fails without a bus.
+func (s *Service) caughtUp(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, busPatience)
+	defer cancel()
+	return errors.Join(s.heads.CaughtUp(ctx), s.networks.CaughtUp(ctx))
+}
+
+// recall brings back, without the records, what this process knows to have been there, and removes nothing: a firewall
+// that is flushed while the bus is down should not end what runs.
+func (s *Service) recall(ctx context.Context, have firewall.Ruleset) error {
+	want := firewall.Want{Networks: s.rules.networks, Gone: func(string, uint64) bool { return false }}
+	for _, pub := range s.rules.shown {
+		if pub.redirected {
+			want.Live = append(want.Live, pub.Publication)
+		} else {
+			want.Draining = append(want.Draining, pub.Publication)
+		}
+	}
+	if want.Empty() {
+		return nil
+	}
+	return s.install(ctx, firewall.NewPlan(want, have), "recall")
 }
 
 // install does what a plan says is missing. Hooks that stand behind somebody else's rules are moved only now and then:
@@ -182,11 +210,26 @@ func (s *Service) install(ctx context.Context, plan firewall.Plan, cause string)
 }
 
 // report tells, when it changes, which rules no record explains.
-func (s *Service) report(before []string) {
-	s.metrics.unexplained.Set(float64(len(s.rules.unexplained)))
-	if len(s.rules.unexplained) > 0 && !slices.Equal(before, s.rules.unexplained) {
-		s.log.Error("rules were left that no record explains", "deployments", s.rules.unexplained)
+func (s *Service) report(unexplained []string) {
+	s.metrics.unexplained.Set(float64(len(unexplained)))
+	if len(unexplained) > 0 && !slices.Equal(unexplained, s.rules.unexplained) {
+		s.log.Error("rules were left that no record explains", "deployments", unexplained)
 	}
+	s.rules.unexplained = unexplained
+}
+
+// forbidden tells, when it changes, which chains of others drop what is forwarded unless they know better: what one chain
+// accepts, another can still drop.
+func (s *Service) forbidden() error {
+	chains, err := firewall.Forbidding()
+	if err != nil || slices.Equal(chains, s.rules.forbidding) {
+		return err
+	}
+	s.rules.forbidding = chains
+	if len(chains) > 0 {
+		s.log.Warn("another table may drop what is published", "chains", chains)
+	}
+	return nil
 }
 
 // known is what the kernel has once a plan is done.
