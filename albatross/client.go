@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"sync/atomic"
 )
 
@@ -16,6 +17,11 @@ import (
 type Client struct {
 	Dir      string // run directory, which holds util/vmmd.sock and util/console.sock
 	MaxFrame int    // largest reply to read, in bytes; 0 means DefaultMaxFrame
+
+	// Open, if set, asks in place of the sockets of Dir, for a daemon that is reached in another way: package remote has one.
+	// It returns a connection on which the answer comes, and which takes what follows a [BlockSet]. What sequence the answer
+	// has does not matter then.
+	Open func(ctx context.Context, name Name, m Command) (net.Conn, error)
 
 	sequence   atomic.Uint64
 	generation atomic.Int32 // of the server: 0 while unknown, else one more

@@ -32,10 +32,12 @@ type conn struct {
 	what   string
 	header Header
 	limit  int
+	echoes bool // replies have the header's sequence
 }
 
-// dial connects to a socket; while its backlog is full it tries again until ctx ends.
-func (c *Client) dial(ctx context.Context, socket string) (net.Conn, error) {
+// Dial connects to one of the sockets in Dir, for those who speak with the daemon themselves, as a relay does. While the daemon
+// is busy it is tried again until ctx ends.
+func (c *Client) Dial(ctx context.Context, socket string) (net.Conn, error) {
 	var d net.Dialer
 	for wait := firstBackoff; ; wait = min(2*wait, maxBackoff) {
 		nc, err := d.DialContext(ctx, "unix", filepath.Join(c.Dir, socket))
@@ -54,24 +56,35 @@ func (c *Client) dial(ctx context.Context, socket string) (net.Conn, error) {
 
 // open connects and sends a command. If the daemon does not read it all, its reply tells more than the error of the write.
 func (c *Client) open(ctx context.Context, socket, what string, name Name, m Command) (*conn, error) {
-	header := Header{Sequence: c.sequence.Add(1), Name: name}
-	der, err := Marshal(Wire{Header: header, Payload: m})
-	if err != nil {
-		return nil, err
-	}
-	nc, err := c.dial(ctx, socket)
-	if err != nil {
-		return nil, fmt.Errorf("dial albatross: %w", err)
-	}
-	k := &conn{Conn: nc, ctx: ctx, what: what, header: header, limit: c.MaxFrame}
+	k := &conn{ctx: ctx, what: what, header: Header{Sequence: c.sequence.Add(1), Name: name}, limit: c.MaxFrame, echoes: c.Open == nil}
 	if k.limit == 0 {
 		k.limit = DefaultMaxFrame
 	}
-	k.stop = context.AfterFunc(ctx, func() { _ = nc.SetDeadline(time.Unix(1, 0)) })
-	if err := WriteFrame(nc, der); err != nil {
+	if c.Open != nil {
+		var err error
+		if k.Conn, err = c.Open(ctx, name, m); err != nil {
+			return nil, fmt.Errorf("%s %v: %w", what, name, err)
+		}
+		k.guard()
+		return k, nil
+	}
+	der, err := Marshal(Wire{Header: k.header, Payload: m})
+	if err != nil {
+		return nil, err
+	}
+	if k.Conn, err = c.Dial(ctx, socket); err != nil {
+		return nil, fmt.Errorf("dial albatross: %w", err)
+	}
+	k.guard()
+	if err := WriteFrame(k, der); err != nil {
 		return nil, errors.Join(k.refusal(err), k.Close())
 	}
 	return k, nil
+}
+
+// guard ends what is read and written when the context ends.
+func (k *conn) guard() {
+	k.stop = context.AfterFunc(k.ctx, func() { _ = k.SetDeadline(time.Unix(1, 0)) })
 }
 
 // Close ends the question.
@@ -118,7 +131,7 @@ func (k *conn) reply() (Success, error) {
 	if err != nil {
 		return nil, k.wrap(err)
 	}
-	if w.Sequence != k.header.Sequence {
+	if k.echoes && w.Sequence != k.header.Sequence {
 		return nil, k.wrap(fmt.Errorf("%w: sequence %d, want %d", ErrUnexpected, w.Sequence, k.header.Sequence))
 	}
 	switch p := w.Payload.(type) {
