@@ -47,6 +47,7 @@ type Look struct {
 	Host    string
 	Targets []string
 	At      time.Time       // before the daemon was asked
+	First   bool            // of this process: it is written even if nothing changed, so that who waits for vmm can tell
 	Running map[string]bool // instances that run
 	Gone    map[string]bool // instances that do not run, though a deployment that is not condemned refers to them
 	Unsure  map[string]bool // instances that went a moment ago, and whose console may still say how
@@ -79,7 +80,7 @@ func Record(have *fulmarv1.Host, l Look) *fulmarv1.Host {
 		}
 	}
 	slices.SortFunc(want.Instances, func(a, b *fulmarv1.HostInstance) int { return cmp.Compare(a.GetName(), b.GetName()) })
-	if age := l.At.Sub(have.GetSeen().AsTime()); age >= 0 && age < freshness && same(have, want) {
+	if age := l.At.Sub(have.GetSeen().AsTime()); !l.First && age >= 0 && age < freshness && same(have, want) {
 		return have
 	}
 	return want

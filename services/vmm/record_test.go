@@ -35,6 +35,7 @@ func TestRecord(t *testing.T) {
 		want *fulmarv1.Host // nil: nothing is written
 	}{
 		"the first look is written": {&fulmarv1.Host{}, Look{}, record()},
+		"a new vmm says so at once": {record(runs("a.a.1", "x")), Look{First: true, Running: set("a.a.1")}, record(runs("a.a.1", "x"))},
 		"nothing changed":           {record(runs("a.a.1", "x")), Look{Running: set("a.a.1"), Tails: map[string]Tail{"a.a.1": {Line: "y"}}}, nil},
 		"another one runs": {
 			record(runs("b.b.2", "")),

@@ -47,8 +47,9 @@ type watcher struct {
 	poke    chan struct{} // asks run for a look
 	come    chan struct{} // tells run of an instance that was created
 
-	looking sync.Mutex           // one look at a time; it guards gone
+	looking sync.Mutex           // one look at a time; it guards gone and told
 	gone    map[string]time.Time // since when an instance has been found gone
+	told    bool                 // the record was written once
 
 	mu      sync.Mutex
 	made    map[string]time.Time // created here and not yet seen by a look, by when that began
@@ -161,7 +162,7 @@ func (w *watcher) lookOnce(ctx context.Context) (result string, err error) {
 	w.mu.Lock()
 	made := maps.Clone(w.made) // before the daemon is asked: it must know them
 	w.mu.Unlock()
-	l := Look{Host: w.config.Host, Targets: w.config.Targets, At: time.Now(), Unsure: map[string]bool{}}
+	l := Look{Host: w.config.Host, Targets: w.config.Targets, At: time.Now(), First: !w.told, Unsure: map[string]bool{}}
 	if l.Running, err = w.running(ctx); err != nil {
 		return "failed", err
 	}
@@ -182,6 +183,7 @@ func (w *watcher) lookOnce(ctx context.Context) (result string, err error) {
 			return "failed", err
 		}
 	}
+	w.told = true
 	w.metrics.running.Set(float64(len(l.Running)))
 	w.settle(l, made, have.GetSeen().AsTime())
 	return result, nil
