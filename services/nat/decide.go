@@ -171,6 +171,24 @@ func samePorts(a, b firewall.Publication) bool {
 	return true
 }
 
+// added gives the ports of pub that nothing in the head of its stack publishes yet.
+func added(head *fulmarv1.Head, pub firewall.Publication) []firewall.Port {
+	have := map[firewall.Port]bool{}
+	for _, d := range head.GetDeployments() {
+		if d.GetState() != fulmarv1.State_STATE_LIVE {
+			continue
+		}
+		for _, unit := range d.GetContent().GetUnits() {
+			for _, p := range unit.GetPorts() {
+				have[firewall.Port{Protocol: p.GetProtocol(), Port: uint16(p.GetPort())}] = true
+			}
+		}
+	}
+	return slices.DeleteFunc(slices.Clone(pub.Ports), func(p firewall.Port) bool {
+		return have[firewall.Port{Protocol: p.Protocol, Port: p.Port}]
+	})
+}
+
 // held reports whether an instance's address belongs to another one by now.
 func held(heads map[string]*fulmarv1.Head, gone *fulmarv1.Instance) bool {
 	for _, head := range heads {

@@ -186,3 +186,24 @@ func TestAnswering(t *testing.T) {
 		t.Errorf("answering (-want +got):\n%s", diff)
 	}
 }
+
+func TestTaken(t *testing.T) {
+	all := []listener{{"tcp", netip.MustParseAddrPort("0.0.0.0:22")}, {"udp", netip.MustParseAddrPort("127.0.0.53:53")}, {"udp", netip.MustParseAddrPort("0.0.0.0:40000")}, {"tcp", netip.MustParseAddrPort("127.0.0.1:40000")}}
+	for name, c := range map[string]struct {
+		port firewall.Port
+		want bool
+	}{
+		"a port that is free":                           {firewall.Port{Protocol: "tcp", Port: 80}, false},
+		"a listener":                                    {firewall.Port{Protocol: "tcp", Port: 22}, true},
+		"the number of the other protocol":              {firewall.Port{Protocol: "udp", Port: 22}, false},
+		"a server of datagrams":                         {firewall.Port{Protocol: "udp", Port: 53}, true},
+		"a socket for datagrams that got any free port": {firewall.Port{Protocol: "udp", Port: 40000}, false},
+		"a listener that got any free port":             {firewall.Port{Protocol: "tcp", Port: 40000}, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if got, found := taken([]firewall.Port{c.port}, all, 32768, 60999); found != c.want {
+				t.Errorf("taken by %v, %v", got, found)
+			}
+		})
+	}
+}

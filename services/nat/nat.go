@@ -165,11 +165,35 @@ func (s *Service) claim(ctx context.Context, d *fulmarv1.Deployment) (*fulmarv1.
 		if err != nil || next == h {
 			return next, err
 		}
-		if _, err := publication(d.GetStack(), messages.Find(next, d.GetGeneration())); err != nil {
+		pub, err := publication(d.GetStack(), messages.Find(next, d.GetGeneration()))
+		if err != nil {
 			return nil, messages.Refuse(fulmarv1.ReasonCode_REASON_CODE_INVALID, "%w", err)
 		}
-		return next, messages.CheckPorts(heads, d.GetStack(), s.host, d.GetContent())
+		if err := messages.CheckPorts(heads, d.GetStack(), s.host, d.GetContent()); err != nil {
+			return nil, err
+		}
+		return next, s.checkListeners(added(h, pub))
 	})
+}
+
+// checkListeners refuses ports that a process of the host listens on.
+func (s *Service) checkListeners(ports []firewall.Port) error {
+	if len(ports) == 0 {
+		return nil
+	}
+	all, err := listeners()
+	if err != nil {
+		return err
+	}
+	first, last, err := ephemeral()
+	if err != nil {
+		return err
+	}
+	if l, found := taken(ports, all, first, last); found {
+		return messages.Refuse(fulmarv1.ReasonCode_REASON_CODE_CONFLICT, "port %d/%s of host %s is taken by a process of the host, which listens on %s",
+			l.addr.Port(), l.protocol, s.host, l.addr)
+	}
+	return nil
 }
 
 // lead leads clients to what is live in a head.

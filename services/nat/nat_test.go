@@ -175,6 +175,61 @@ func TestAPortThatAnotherStackHoldsIsRefusedByName(t *testing.T) {
 	}
 }
 
+func TestAPortThatTheHostItselfListensOnIsRefused(t *testing.T) {
+	w := newWorld(t)
+	w.nat(t)
+	i, _ := w.instance(t, "web", "web", 1, 2)
+	generation := uint64(0)
+	try := func(ports ...string) *fulmarv1.Event {
+		t.Helper()
+		generation++
+		w.healthy(t, w.accept(t, deployment{stack: "web", generation: generation, units: []unit{{"web", ports, i}}}))
+		return w.next(t)
+	}
+	for _, network := range []string{"tcp4 0.0.0.0:8080", "tcp4 127.0.0.1:8080", "tcp [::]:8080"} {
+		kind, addr, _ := strings.Cut(network, " ")
+		l, err := net.Listen(kind, addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		e := try("8080:80/tcp")
+		if e.GetVerb() != "failed" || e.GetReasonCode() != fulmarv1.ReasonCode_REASON_CODE_CONFLICT || !strings.Contains(e.GetReason(), "port 8080/tcp of host host1 is taken by a process") {
+			t.Errorf("beside %s: %s, %s", network, e.GetVerb(), e.GetReason())
+		}
+		if e := try("8081:80/tcp", "8080:53/udp"); e.GetVerb() != "published" {
+			t.Errorf("other ports beside %s: %s, %s", network, e.GetVerb(), e.GetReason())
+		}
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	six, err := net.Listen("tcp6", "[::]:8080")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer six.Close()
+	if e := try("8080:80/tcp"); e.GetVerb() != "published" {
+		t.Errorf("beside a listener for IPv6 only: %s, %s", e.GetVerb(), e.GetReason())
+	}
+	// Who listens on what was published first harms only himself: an update goes on.
+	four, err := net.Listen("tcp4", "0.0.0.0:8080")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer four.Close()
+	if e := try("8080:80/tcp"); e.GetVerb() != "published" {
+		t.Errorf("an update beside a later listener: %s, %s", e.GetVerb(), e.GetReason())
+	}
+	datagrams, err := net.ListenPacket("udp4", "0.0.0.0:8053")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer datagrams.Close()
+	if e := try("8080:80/tcp", "8053:53/udp"); e.GetVerb() != "failed" || !strings.Contains(e.GetReason(), "port 8053/udp") {
+		t.Errorf("beside a server of datagrams: %s, %s", e.GetVerb(), e.GetReason())
+	}
+}
+
 func rulesOf(t *testing.T) string {
 	t.Helper()
 	out, err := exec.Command("iptables-save").Output()

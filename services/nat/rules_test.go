@@ -63,8 +63,8 @@ func TestAPacketOutsideOfTheWindowDoesNotReachTheHost(t *testing.T) {
 		t.Fatalf("%q, %v", got, err)
 	}
 	from := uint16(kept.LocalAddr().(*net.TCPAddr).Port)
-	for seq := uint32(0); seq < 4; seq++ { // behind the window or ahead of it, whatever the connection's numbers are
-		for ack := uint32(0); ack < 4; ack++ {
+	for seq := range uint32(4) { // behind the window or ahead of it, whatever the connection's numbers are
+		for ack := range uint32(4) {
 			sendRaw(t, w.client, append(ipv4(unix.IPPROTO_TCP, "192.0.2.2", "192.0.2.1", 20),
 				tcpAck("192.0.2.2", "192.0.2.1", from, 8080, seq<<30, ack<<30)...))
 		}
