@@ -39,7 +39,7 @@ func New(dir, bin string) (*Lab, error) {
 // Close ends unikernels that still run and makes the host's namespace as new. Processes are stopped before, by who
 // started them.
 func (l *Lab) Close() error {
-	return errors.Join(l.endUnikernels(), cleanHost(), l.Clients.close())
+	return errors.Join(l.Reset(), l.Clients.close())
 }
 
 // RunDir is where the host's sockets are.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -192,28 +193,45 @@ func (l *Lab) endUnikernels() error {
 	})
 }
 
+// Reset leaves nothing that a machine forgets when its power fails: unikernels and their control groups, bridges, rules
+// and connections. Everything but files.
+func (l *Lab) Reset() error {
+	return errors.Join(l.endUnikernels(), cleanHost())
+}
+
 // cleanTime is for what was killed to be gone.
 const cleanTime = 10 * time.Second
 
-// FlushRules empties all tables of the firewall and deletes all chains of others than the kernel.
-func FlushRules() error {
-	for _, table := range []string{"filter", "nat", "mangle", "raw"} {
-		for _, what := range []string{"-F", "-X"} {
-			if out, err := exec.Command("iptables", "-w", "-t", table, what).CombinedOutput(); err != nil {
-				return fmt.Errorf("iptables -t %s %s: %w: %s", table, what, err, out)
-			}
-		}
+// FlushRules empties tables of the firewall and deletes all chains in them but the kernel's, all tables if none is named.
+func FlushRules(tables ...string) error {
+	chains := map[string]string{
+		"filter": ":INPUT ACCEPT\n:FORWARD ACCEPT\n:OUTPUT ACCEPT\n",
+		"nat":    ":PREROUTING ACCEPT\n:INPUT ACCEPT\n:OUTPUT ACCEPT\n:POSTROUTING ACCEPT\n",
+		"mangle": ":PREROUTING ACCEPT\n:INPUT ACCEPT\n:FORWARD ACCEPT\n:OUTPUT ACCEPT\n:POSTROUTING ACCEPT\n",
+		"raw":    ":PREROUTING ACCEPT\n:OUTPUT ACCEPT\n",
+	}
+	if len(tables) == 0 {
+		tables = slices.Sorted(maps.Keys(chains))
+	}
+	var input strings.Builder // one commit a table: whoever restores them does so before or after
+	for _, table := range tables {
+		input.WriteString("*" + table + "\n" + chains[table] + "COMMIT\n")
+	}
+	cmd := exec.Command("iptables-restore", "-w")
+	cmd.Stdin = strings.NewReader(input.String())
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("flush tables %q: %w: %s", tables, err, out)
 	}
 	return nil
 }
 
-// cleanHost removes bridges and rules from the host.
+// cleanHost removes bridges, rules and connections from the host.
 func cleanHost() error {
 	links, err := netlink.LinkList()
 	if err != nil {
 		return fmt.Errorf("list the links: %w", err)
 	}
-	errs := []error{FlushRules()}
+	errs := []error{FlushRules(), netlink.ConntrackTableFlush(netlink.ConntrackTable)}
 	for _, link := range links {
 		if link.Type() == "bridge" {
 			errs = append(errs, netlink.LinkDel(link))
