@@ -58,6 +58,9 @@ func (s *Service) command(request albatross.Wire) (name string, reply albatross.
 		return "destroy", reply, err
 	case albatross.UnikernelInfo:
 		return "info", s.info(request.Name, c.Generation), nil
+	case albatross.UnikernelGet:
+		reply, err = s.image(request.Name, c.Level)
+		return "get", reply, err
 	case albatross.ConsoleAdd, albatross.ConsoleSubscribe, albatross.ConsoleListInactive,
 		albatross.StatsAdd, albatross.StatsRemove, albatross.StatsSubscribe, albatross.StatsInitial:
 		return "other", nil, refusal("unknown command")
@@ -195,6 +198,24 @@ func (s *Service) info(name albatross.Name, g albatross.Generation) albatross.Pa
 	}
 	slices.SortFunc(reply.List, func(a, b albatross.Running) int { return strings.Compare(a.Name.String(), b.Name.String()) })
 	return reply
+}
+
+// image returns the image of a unikernel, compressed unless the level is 0.
+func (s *Service) image(name albatross.Name, level int) (albatross.Payload, error) {
+	e, unlock := s.lock(name)
+	defer unlock()
+	if e.inst == nil {
+		return nil, refusal("get: no unikernel found")
+	}
+	data, err := s.store.readImage(e.inst.record.Digest)
+	if err != nil || level == 0 {
+		return albatross.Image{Image: data}, err
+	}
+	data, err = albatross.Compress(data, level)
+	if errors.Is(err, albatross.ErrValue) {
+		return nil, refusal(err.Error())
+	}
+	return albatross.Image{Compressed: true, Image: data}, err
 }
 
 // relative is the name of a unikernel in a reply to a question for asked: unchanged if it is that very name, seen from the path if asked is one.

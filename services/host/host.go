@@ -1,7 +1,10 @@
 // Package host is a daemon that serves albatross's protocol: it runs Solo5 unikernels on this machine, without OCaml and without Solo5.
 //
-// It hears commands on the Unix socket <run>/util/vmmd.sock (create, force create, restart, destroy, info) and subscriptions on
+// It hears commands on the Unix socket <run>/util/vmmd.sock (create, force create, restart, destroy, get, info) and subscriptions on
 // <run>/util/console.sock, and answers in the words of albatross. It speaks to nobody else and knows nothing of the bus.
+//
+// A console keeps the last lines that a unikernel has written, and at its end one of host's: "fulmar: exited with status 3",
+// "fulmar: killed by signal SIGSYS" or "fulmar: exited, status unknown". By then info does not list the unikernel any more.
 //
 // State lives in three places. What should run, with its images, is on disk in the state directory, synced before a create is
 // answered. How to find what runs (pid and start time) stands beside it and is good for this boot only. The rest belongs to the

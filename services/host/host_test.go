@@ -425,8 +425,17 @@ func TestRefusals(t *testing.T) {
 			t.Errorf("%s of nobody: %v", what, err)
 		}
 	}
-	if _, err := d.Image(t.Context(), running, albatross.UnikernelGet{}); err == nil || !strings.Contains(err.Error(), "this daemon does not serve unikernel get") {
-		t.Errorf("get: %v", err)
+	if _, err := d.Image(t.Context(), name(t, ":nobody"), albatross.UnikernelGet{}); err == nil || !strings.Contains(err.Error(), "get: no unikernel found") {
+		t.Errorf("get of nobody: %v", err)
+	}
+	for _, level := range []int{0, 9} {
+		got, err := d.Image(t.Context(), running, albatross.UnikernelGet{Level: level})
+		if err == nil && got.Compressed {
+			got.Image, err = albatross.Uncompress(got.Image, 1<<20)
+		}
+		if err != nil || got.Compressed != (level > 0) || !bytes.Equal(got.Image, plain) {
+			t.Errorf("get with level %d: %d bytes, %v", level, len(got.Image), err)
+		}
 	}
 	if err := d.Destroy(t.Context(), running); err != nil {
 		t.Fatal(err)
