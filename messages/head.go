@@ -44,6 +44,9 @@ func Accept(h *fulmarv1.Head, stack string, d *fulmarv1.HeadDeployment) (*fulmar
 	}
 	n := clone(h)
 	n.Stack, n.Newest = stack, d.GetGeneration()
+	if n.GetLatestDeadline() == nil || d.GetDeadline().AsTime().After(n.GetLatestDeadline().AsTime()) {
+		n.LatestDeadline = d.GetDeadline()
+	}
 	entry := proto.CloneOf(d)
 	entry.State = underway
 	n.Deployments = append(n.Deployments, entry)

@@ -57,6 +57,12 @@ func headOf(newest uint64, deployments ...*fulmarv1.HeadDeployment) *fulmarv1.He
 	return &fulmarv1.Head{Stack: "web", Newest: newest, Deployments: deployments}
 }
 
+// until gives a head a latest deadline so many seconds after the deadline of every deployment of these tests.
+func until(h *fulmarv1.Head, seconds int) *fulmarv1.Head {
+	h.LatestDeadline = timestamppb.New(at(seconds))
+	return h
+}
+
 func previous(h *fulmarv1.Head, image string) *fulmarv1.Head {
 	h.Previous = contentOf(image)
 	return h
@@ -107,7 +113,7 @@ func (c step) check(t *testing.T) {
 		t.Errorf("the head that was given was changed (-before +after):\n%s", diff)
 	}
 	if c.err != nil {
-		if _, refused := messages.AsRefusal(err); !errors.Is(err, c.err) && (c.err != errRefused || !refused) {
+		if _, refused := messages.AsRefusal(err); !errors.Is(err, c.err) && (!errors.Is(c.err, errRefused) || !refused) {
 			t.Fatalf("error %v, want %v", err, c.err)
 		}
 		if got != nil {
@@ -137,8 +143,10 @@ func TestAccept(t *testing.T) {
 	entry := &fulmarv1.HeadDeployment{Generation: 7, Content: contentOf("b"), Deadline: timestamppb.New(at(0)), Host: "host1"}
 	entered := with(deployment(7, underway, "b"), notLeased)
 	for name, c := range map[string]step{
-		"the first deployment of a stack makes its head":  {headOf(0), accept(entry), headOf(7, entered), nil},
-		"a newer one is entered at the end":               {headOf(3, deployment(3, live, "a", "web.web.3")), accept(entry), headOf(7, deployment(3, live, "a", "web.web.3"), entered), nil},
+		"the first deployment of a stack makes its head":  {headOf(0), accept(entry), until(headOf(7, entered), 0), nil},
+		"a newer one is entered at the end":               {headOf(3, deployment(3, live, "a", "web.web.3")), accept(entry), until(headOf(7, deployment(3, live, "a", "web.web.3"), entered), 0), nil},
+		"a later deadline moves the latest one":           {until(headOf(3), -5), accept(entry), until(headOf(7, entered), 0), nil},
+		"an earlier deadline leaves the latest one":       {until(headOf(3), 5), accept(entry), until(headOf(7, entered), 5), nil},
 		"one that stands there already stays as it is":    {headOf(9, deployment(7, live, "b", "web.web.7")), accept(entry), nil, nil},
 		"one that is not newer than what was is too late": {headOf(7), accept(entry), nil, messages.ErrGone},
 		"an older one is too late":                        {headOf(9, deployment(9, live, "a", "web.web.9")), accept(entry), nil, messages.ErrGone},

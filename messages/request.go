@@ -294,8 +294,7 @@ func normalizeHTTP(p *fulmarv1.HttpProbe) error {
 
 // code is why a regular expression does not parse, without the expression.
 func code(err error) error {
-	var e *syntax.Error
-	if errors.As(err, &e) {
+	if e, ok := errors.AsType[*syntax.Error](err); ok {
 		return errors.New(e.Code.String())
 	}
 	return err

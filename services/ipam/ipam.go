@@ -121,6 +121,9 @@ func (s *Service) assign(ctx context.Context, head *fulmarv1.Head, d *fulmarv1.D
 	if d.GetKind() != fulmarv1.Kind_KIND_RENEW {
 		keepable = messages.Keepable(head, d.GetGeneration())
 	}
+	if err := s.leases.CaughtUp(ctx); err != nil { // what a former try claimed is found
+		return nil, err
+	}
 	assigned := map[string]*fulmarv1.Instance{}
 	for _, name := range order {
 		spec, unit := find(d, name)
@@ -210,16 +213,19 @@ func (s *Service) take(ctx context.Context, p pool, a netip.Addr, instance strin
 // claimed without ever using it.
 func (s *Service) retire(ctx context.Context, e *fulmarv1.Event) (messages.Verb, error) {
 	d := e.GetDeployment()
-	deadline := d.GetDeadline().AsTime()
+	head, _, err := s.bus.Heads.Get(ctx, d.GetStack())
+	if err != nil {
+		return "", err
+	}
 	for _, i := range d.GetDying() {
 		if i.GetAddress() == "" {
 			continue // an orphan that gc found on a host, whose lease is gone already
 		}
-		if err := s.layToRest(ctx, i.GetNetwork(), i.GetAddress(), i.GetName(), deadline); err != nil {
+		if err := s.layToRest(ctx, i.GetNetwork(), i.GetAddress(), i.GetName(), head); err != nil {
 			return "", err
 		}
 	}
-	head, err := s.bus.Heads.Edit(ctx, d.GetStack(), func(h *fulmarv1.Head) (*fulmarv1.Head, error) {
+	head, err = s.bus.Heads.Edit(ctx, d.GetStack(), func(h *fulmarv1.Head) (*fulmarv1.Head, error) {
 		return messages.Retire(h, d.GetGeneration())
 	})
 	if err != nil {
@@ -231,7 +237,7 @@ func (s *Service) retire(ctx context.Context, e *fulmarv1.Event) (messages.Verb,
 	for key, l := range s.leases.All() {
 		_, _, generation, ok := messages.ParseInstance(l.GetInstance())
 		if ok && generation == d.GetGeneration() {
-			if err := s.sweepLease(ctx, key, l, head, deadline); err != nil {
+			if err := s.sweepLease(ctx, key, l, head); err != nil {
 				return "", err
 			}
 		}
@@ -239,15 +245,15 @@ func (s *Service) retire(ctx context.Context, e *fulmarv1.Event) (messages.Verb,
 	return messages.Retired, nil
 }
 
-// layToRest lets an address rest if the instance still holds it.
-func (s *Service) layToRest(ctx context.Context, network, address, instance string, deadline time.Time) error {
+// layToRest lets an address rest if the instance, of the stack of the head, still holds it.
+func (s *Service) layToRest(ctx context.Context, network, address, instance string, head *fulmarv1.Head) error {
 	key := messages.LeaseKey(network, address)
 	_, err := s.bus.Leases.Edit(ctx, key, func(l *fulmarv1.Lease) (*fulmarv1.Lease, error) {
 		if l.GetInstance() != instance || l.GetRestingUntil() != nil {
 			return l, nil
 		}
 		n := proto.CloneOf(l)
-		n.RestingUntil = timestamppb.New(restUntil(s.now(), deadline, s.config.Rest))
+		n.RestingUntil = timestamppb.New(restUntil(s.now(), head.GetLatestDeadline().AsTime(), s.config.Rest))
 		return n, nil
 	})
 	return err

@@ -111,8 +111,8 @@ func kept(keepable []*fulmarv1.Instance, unit, digest string) *fulmarv1.Instance
 	return nil
 }
 
-// restUntil is how long an address rests after its instance is gone: until the deployment's deadline, when no frozen
-// worker can start it any more, and the rest time on top.
+// restUntil is how long an address rests after its instance is gone: until the latest deadline of its stack, when no
+// frozen worker can start the instance any more, and the rest time on top.
 func restUntil(now, deadline time.Time, rest time.Duration) time.Time {
 	if deadline.After(now) {
 		return deadline.Add(rest)
@@ -120,11 +120,15 @@ func restUntil(now, deadline time.Time, rest time.Duration) time.Time {
 	return now.Add(rest)
 }
 
-// waited is the reason of a deployment whose deadline passed after its last step.
-func waited(last messages.Verb, deadline time.Time, accepted time.Time) string {
-	step := last.Awaited()
+// waited is the reason of a deployment whose deadline passed after its last event, which is nil if there is none.
+func waited(last *fulmarv1.Event, deadline time.Time) string {
+	step := messages.Verb(last.GetVerb()).Awaited()
 	if step == "" {
 		step = messages.Accepted
 	}
-	return fmt.Sprintf("the deadline passed %s after the request while it waited for %s", deadline.Sub(accepted).Round(time.Millisecond), step)
+	requested := last.GetDeployment().GetRequested()
+	if requested == nil {
+		return fmt.Sprintf("the deadline passed while it waited for %s", step)
+	}
+	return fmt.Sprintf("the deadline passed %s after the request while it waited for %s", deadline.Sub(requested.AsTime()).Round(time.Millisecond), step)
 }

@@ -55,8 +55,7 @@ func (s *Service) expire(ctx context.Context, stack string, generation uint64) e
 		return err
 	}
 	head, err := s.bus.Heads.Edit(ctx, stack, func(h *fulmarv1.Head) (*fulmarv1.Head, error) {
-		d := messages.Find(h, generation)
-		reason := waited(messages.Verb(last.GetVerb()), d.GetDeadline().AsTime(), last.GetDeployment().GetRequested().AsTime())
+		reason := waited(last, messages.Find(h, generation).GetDeadline().AsTime())
 		return messages.Expire(h, generation, s.now(), reason)
 	})
 	if errors.Is(err, messages.ErrEarly) || errors.Is(err, messages.ErrGone) {
@@ -67,16 +66,38 @@ func (s *Service) expire(ctx context.Context, stack string, generation uint64) e
 	}
 	for ctx.Err() == nil {
 		last, seq, err := s.bus.Last(ctx, stack, generation)
-		if err != nil || last == nil || messages.Verb(last.GetVerb()).Awaited() == "" {
+		if err != nil {
 			return err
 		}
-		last.Verb, last.ReasonCode = string(messages.Failed), fulmarv1.ReasonCode_REASON_CODE_DEADLINE
-		last.Reason = messages.Find(head, generation).GetExpired()
-		if err := s.bus.Say(ctx, last, seq); !errors.Is(err, bus.ErrMoved) {
+		e, due := failed(last, head, generation)
+		if !due {
+			return nil
+		}
+		if err := s.bus.Say(ctx, e, seq); !errors.Is(err, bus.ErrMoved) {
 			return err
 		}
 	}
 	return ctx.Err()
+}
+
+// failed gives what to say of a deployment that its head condemned because of its deadline, as the successor of its last
+// event. Nothing is due when that is said, or the deployment was condemned for another reason. Of one whose events are
+// lost, or that was entered and never accepted, the head says enough.
+func failed(last *fulmarv1.Event, h *fulmarv1.Head, generation uint64) (e *fulmarv1.Event, due bool) {
+	entry := messages.Find(h, generation)
+	if entry.GetExpired() == "" || last != nil && messages.Verb(last.GetVerb()).Awaited() == "" {
+		return nil, false
+	}
+	d := last.GetDeployment()
+	if d == nil {
+		d = &fulmarv1.Deployment{
+			Stack: h.GetStack(), Generation: generation, Content: entry.GetContent(), Staged: entry.GetStaged(), Deadline: entry.GetDeadline(),
+			Network: &fulmarv1.Network{Name: entry.GetContent().GetNetwork(), Host: entry.GetHost()},
+		}
+	}
+	return &fulmarv1.Event{
+		Verb: string(messages.Failed), Deployment: d, Reason: entry.GetExpired(), ReasonCode: fulmarv1.ReasonCode_REASON_CODE_DEADLINE,
+	}, true
 }
 
 // sweepLoop lays leases to rest that no head explains.
@@ -120,24 +141,24 @@ func (s *Service) sweep(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if err := s.sweepLease(ctx, key, l, head, s.now()); err != nil {
+		if err := s.sweepLease(ctx, key, l, head); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// sweepLease lays a lease to rest if the head, read after the lease, proves that its instance belongs to nobody.
-func (s *Service) sweepLease(ctx context.Context, key string, l *fulmarv1.Lease, head *fulmarv1.Head, deadline time.Time) error {
-	if l.GetRestingUntil() != nil || !messages.Orphan(head, l.GetInstance()) {
-		return nil
-	}
+// sweepLease lays a lease to rest if the head, read after the lease, proves that it is nobody's.
+func (s *Service) sweepLease(ctx context.Context, key string, l *fulmarv1.Lease, head *fulmarv1.Head) error {
 	network, address, ok := messages.ParseLeaseKey(key)
 	if !ok {
 		return fmt.Errorf("lease %q has no network in its key", key)
 	}
+	if l.GetRestingUntil() != nil || !messages.OrphanLease(head, l.GetInstance(), network, address) {
+		return nil
+	}
 	s.bus.Log.Info("lease was swept", "network", network, "addr", address, "unikernel", l.GetInstance())
-	return s.layToRest(ctx, network, address, l.GetInstance(), deadline)
+	return s.layToRest(ctx, network, address, l.GetInstance(), head)
 }
 
 func ignoreEnd(ctx context.Context, err error) error {

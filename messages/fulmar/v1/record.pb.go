@@ -98,9 +98,12 @@ type Head struct {
 	// What was live before the live content: what a rollback publishes.
 	Previous *Content `protobuf:"bytes,3,opt,name=previous,proto3" json:"previous,omitempty"`
 	// Every deployment that is not yet retired, by ascending generation.
-	Deployments   []*HeadDeployment `protobuf:"bytes,4,rep,name=deployments,proto3" json:"deployments,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Deployments []*HeadDeployment `protobuf:"bytes,4,rep,name=deployments,proto3" json:"deployments,omitempty"`
+	// The latest deadline of all deployments that were ever accepted. Until then a worker that was frozen may start an
+	// instance, also one that later deployments have kept, so its address rests until then.
+	LatestDeadline *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=latest_deadline,json=latestDeadline,proto3" json:"latest_deadline,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *Head) Reset() {
@@ -157,6 +160,13 @@ func (x *Head) GetPrevious() *Content {
 func (x *Head) GetDeployments() []*HeadDeployment {
 	if x != nil {
 		return x.Deployments
+	}
+	return nil
+}
+
+func (x *Head) GetLatestDeadline() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LatestDeadline
 	}
 	return nil
 }
@@ -730,12 +740,13 @@ var File_fulmar_v1_record_proto protoreflect.FileDescriptor
 
 const file_fulmar_v1_record_proto_rawDesc = "" +
 	"\n" +
-	"\x16fulmar/v1/record.proto\x12\tfulmar.v1\x1a\x17fulmar/v1/request.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa1\x01\n" +
+	"\x16fulmar/v1/record.proto\x12\tfulmar.v1\x1a\x17fulmar/v1/request.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe6\x01\n" +
 	"\x04Head\x12\x14\n" +
 	"\x05stack\x18\x01 \x01(\tR\x05stack\x12\x16\n" +
 	"\x06newest\x18\x02 \x01(\x04R\x06newest\x12.\n" +
 	"\bprevious\x18\x03 \x01(\v2\x12.fulmar.v1.ContentR\bprevious\x12;\n" +
-	"\vdeployments\x18\x04 \x03(\v2\x19.fulmar.v1.HeadDeploymentR\vdeployments\"\x92\x03\n" +
+	"\vdeployments\x18\x04 \x03(\v2\x19.fulmar.v1.HeadDeploymentR\vdeployments\x12C\n" +
+	"\x0flatest_deadline\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x0elatestDeadline\"\x92\x03\n" +
 	"\x0eHeadDeployment\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x01 \x01(\x04R\n" +
@@ -821,21 +832,22 @@ var file_fulmar_v1_record_proto_goTypes = []any{
 var file_fulmar_v1_record_proto_depIdxs = []int32{
 	3,  // 0: fulmar.v1.Head.previous:type_name -> fulmar.v1.Content
 	2,  // 1: fulmar.v1.Head.deployments:type_name -> fulmar.v1.HeadDeployment
-	0,  // 2: fulmar.v1.HeadDeployment.state:type_name -> fulmar.v1.State
-	9,  // 3: fulmar.v1.HeadDeployment.deadline:type_name -> google.protobuf.Timestamp
-	3,  // 4: fulmar.v1.HeadDeployment.content:type_name -> fulmar.v1.Content
-	4,  // 5: fulmar.v1.HeadDeployment.instances:type_name -> fulmar.v1.Instance
-	9,  // 6: fulmar.v1.HeadDeployment.draining_since:type_name -> google.protobuf.Timestamp
-	10, // 7: fulmar.v1.Content.units:type_name -> fulmar.v1.UnitSpec
-	11, // 8: fulmar.v1.Content.drain:type_name -> google.protobuf.Duration
-	9,  // 9: fulmar.v1.Lease.resting_until:type_name -> google.protobuf.Timestamp
-	8,  // 10: fulmar.v1.Host.instances:type_name -> fulmar.v1.HostInstance
-	9,  // 11: fulmar.v1.Host.seen:type_name -> google.protobuf.Timestamp
-	12, // [12:12] is the sub-list for method output_type
-	12, // [12:12] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	9,  // 2: fulmar.v1.Head.latest_deadline:type_name -> google.protobuf.Timestamp
+	0,  // 3: fulmar.v1.HeadDeployment.state:type_name -> fulmar.v1.State
+	9,  // 4: fulmar.v1.HeadDeployment.deadline:type_name -> google.protobuf.Timestamp
+	3,  // 5: fulmar.v1.HeadDeployment.content:type_name -> fulmar.v1.Content
+	4,  // 6: fulmar.v1.HeadDeployment.instances:type_name -> fulmar.v1.Instance
+	9,  // 7: fulmar.v1.HeadDeployment.draining_since:type_name -> google.protobuf.Timestamp
+	10, // 8: fulmar.v1.Content.units:type_name -> fulmar.v1.UnitSpec
+	11, // 9: fulmar.v1.Content.drain:type_name -> google.protobuf.Duration
+	9,  // 10: fulmar.v1.Lease.resting_until:type_name -> google.protobuf.Timestamp
+	8,  // 11: fulmar.v1.Host.instances:type_name -> fulmar.v1.HostInstance
+	9,  // 12: fulmar.v1.Host.seen:type_name -> google.protobuf.Timestamp
+	13, // [13:13] is the sub-list for method output_type
+	13, // [13:13] is the sub-list for method input_type
+	13, // [13:13] is the sub-list for extension type_name
+	13, // [13:13] is the sub-list for extension extendee
+	0,  // [0:13] is the sub-list for field type_name
 }
 
 func init() { file_fulmar_v1_record_proto_init() }
