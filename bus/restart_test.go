@@ -193,3 +193,24 @@ func TestStartServerSaysWhatIsWrong(t *testing.T) {
 		t.Errorf("a connection to nobody gives %v", err)
 	}
 }
+
+func TestNoTwoServersShareADirectoryOrAnAddress(t *testing.T) {
+	dir := t.TempDir()
+	s, err := bus.StartServer(dir, "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Stop)
+	at, err := url.Parse(s.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct{ dir, listen, want string }{
+		"directory": {dir, "127.0.0.1:0", "another one uses the directory " + dir},
+		"address":   {t.TempDir(), at.Host, "address already in use"},
+	} {
+		if _, err := bus.StartServer(c.dir, c.listen); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("a second server on the same %s gives %v, want an error with %q", name, err, c.want)
+		}
+	}
+}

@@ -4,18 +4,24 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
+	"path/filepath"
 	"strconv"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
+	"golang.org/x/sys/unix"
 )
 
 const serverStart = 30 * time.Second
 
 // Server is an embedded nats-server with JetStream on disk. It syncs every write before it acknowledges, so what is
 // acknowledged is kept.
-type Server struct{ s *server.Server }
+type Server struct {
+	s    *server.Server
+	lock *os.File // held while it runs: of one directory there is one server
+}
 
 // StartServer starts a server that keeps its data in dir and listens at the address, or nowhere if that is empty.
 func StartServer(dir, listen string) (*Server, error) {
@@ -36,17 +42,47 @@ func StartServer(dir, listen string) (*Server, error) {
 		}
 		o.Host = host
 	}
+	lock, err := reserve(dir, listen)
+	if err != nil {
+		return nil, fmt.Errorf("start the embedded bus: %w", err)
+	}
 	s, err := server.NewServer(o)
 	if err != nil {
-		return nil, fmt.Errorf("start the embedded bus in %s: %w", dir, err)
+		return nil, errors.Join(fmt.Errorf("start the embedded bus in %s: %w", dir, err), lock.Close())
 	}
+	b := &Server{s, lock}
 	s.Start()
 	if !s.ReadyForConnections(serverStart) {
-		s.Shutdown()
-		s.WaitForShutdown()
-		return nil, fmt.Errorf("start the embedded bus in %s: it was not ready within %s; is %q taken, or another server using the directory?", dir, serverStart, listen)
+		b.Stop()
+		return nil, fmt.Errorf("start the embedded bus in %s: it was not ready within %s", dir, serverStart)
 	}
-	return &Server{s}, nil
+	return b, nil
+}
+
+// reserve locks the directory, because two servers would spoil the data of one another, and sees that the address is
+// free. The server itself would look for neither, or look for long.
+func reserve(dir, listen string) (*os.File, error) {
+	if err := os.MkdirAll(dir, 0o750); err != nil {
+		return nil, fmt.Errorf("make its directory: %w", err)
+	}
+	lock, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("lock its directory: %w", err)
+	}
+	err = unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		err = fmt.Errorf("another one uses the directory %s", dir)
+	}
+	if err == nil && listen != "" {
+		var l net.Listener
+		if l, err = net.Listen("tcp", listen); err == nil {
+			err = l.Close()
+		}
+	}
+	if err != nil {
+		return nil, errors.Join(err, lock.Close())
+	}
+	return lock, nil
 }
 
 // URL is where the server listens.
@@ -65,6 +101,7 @@ func (s *Server) Connect(name string) (*nats.Conn, error) {
 func (s *Server) Stop() {
 	s.s.Shutdown()
 	s.s.WaitForShutdown()
+	_ = s.lock.Close() // nothing was written to it
 }
 
 // ErrNoBus reports that no bus answered.
