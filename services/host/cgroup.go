@@ -118,6 +118,13 @@ func (c *cgroups) list() ([]string, error) {
 	return names, nil
 }
 
+// close removes the parent group unless unikernels run on in it.
+func (c *cgroups) close() {
+	for _, h := range c.hierarchies {
+		_ = os.Remove(h.dir) // it is busy, then
+	}
+}
+
 // group is the control group of one instance.
 type group struct {
 	c    *cgroups

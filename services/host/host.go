@@ -141,6 +141,9 @@ func (s *Service) close() error {
 	if s.bridges != nil {
 		s.bridges.close()
 	}
+	if s.cgroups != nil {
+		s.cgroups.close()
+	}
 	return s.store.close()
 }
 

@@ -66,7 +66,7 @@ func startChild(t testing.TB, path string, cfg host.Config) *child {
 	}()
 	t.Cleanup(func() {
 		if cmd.ProcessState == nil {
-			_ = cmd.Process.Kill()
+			_ = cmd.Process.Signal(syscall.SIGTERM)
 			_ = cmd.Wait()
 		}
 		<-done
