@@ -222,7 +222,7 @@ func TestAnAddressThatHasANewHolderKeepsItsConnections(t *testing.T) {
 		t.Fatal(err)
 	}
 	// Asking on the connection would make a new entry.
-	if open, err := conntrack.Established(netip.MustParseAddr(i.GetAddress())); err != nil || len(open) != 1 || open[netip.MustParseAddr(i.GetAddress())] != 1 {
+	if open, err := conntrack.Established(netip.MustParseAddr(i.GetAddress())); err != nil || open[netip.MustParseAddr(i.GetAddress())] == 0 {
 		t.Errorf("established: %v, %v", open, err)
 	}
 }

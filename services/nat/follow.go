@@ -53,57 +53,72 @@ func (s *Service) foreign(pid int) {
 // look.
 func (s *Service) follow(ctx context.Context, followed func()) error {
 	heads, networks := s.heads.Changed(), s.networks.Changed()
-	failures := 0
-	look := func(cause string) time.Duration {
-		if err := s.look(ctx, cause); err != nil && ctx.Err() == nil {
-			s.log.Error("kernel did not follow the records", "cause", cause, "err", err)
-			failures++
-			return min(retry<<min(failures-1, 10), retryMax)
-		}
-		failures = 0
-		return sweep
-	}
-	looks := time.NewTimer(look("start"))
-	defer looks.Stop()
+	f := &follower{s: s}
+	f.looks = time.NewTimer(f.look(ctx, "start"))
+	defer f.looks.Stop()
+	f.tidies = time.NewTimer(quiet)
+	defer f.tidies.Stop()
 	followed()
-
-	tidies := time.NewTimer(quiet)
-	defer tidies.Stop()
-	rested := true
-	var since time.Time
-	unrest := func() {
-		if rested {
-			rested, since = false, time.Now()
-		}
-		tidies.Reset(min(quiet, max(0, unquiet-time.Since(since))))
-	}
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-heads: // taken anew before anything is read, so that no change is missed
 			heads = s.heads.Changed()
-			unrest()
+			f.unrest()
 		case <-networks:
 			networks = s.networks.Changed()
-			unrest()
-		case <-tidies.C:
-			if s.waiting.Load() > 0 && time.Since(since) < unquiet {
-				unrest()
-				continue
-			}
-			rested = true
-			if err := s.tidy(ctx); err != nil && ctx.Err() == nil {
-				s.log.Warn("old rules were not removed", "err", err)
-				looks.Reset(look("tidy"))
-			}
+			f.unrest()
+		case <-f.tidies.C:
+			f.tidy(ctx)
 		case <-s.changed:
 			begin := time.Now()
-			looks.Reset(look("foreign"))
+			f.looks.Reset(f.look(ctx, "foreign"))
 			pause(ctx, max(breather, share*time.Since(begin)))
-		case <-looks.C:
-			looks.Reset(look("sweep"))
+		case <-f.looks.C:
+			f.looks.Reset(f.look(ctx, "sweep"))
 		}
+	}
+}
+
+// follower is when to look at the kernel, and when to tidy up.
+type follower struct {
+	s        *Service
+	looks    *time.Timer
+	failures int // looks in a row
+	tidies   *time.Timer
+	since    time.Time // when the records lost their rest; zero while they have it
+}
+
+// look looks at the kernel and says when to do so again.
+func (f *follower) look(ctx context.Context, cause string) time.Duration {
+	if err := f.s.look(ctx, cause); err != nil && ctx.Err() == nil {
+		f.s.log.Error("kernel did not follow the records", "cause", cause, "err", err)
+		f.failures++
+		return min(retry<<min(f.failures-1, 10), retryMax)
+	}
+	f.failures = 0
+	return sweep
+}
+
+// unrest puts tidying off until the records have rested, but not for ever.
+func (f *follower) unrest() {
+	if f.since.IsZero() {
+		f.since = time.Now()
+	}
+	f.tidies.Reset(min(quiet, max(0, unquiet-time.Since(f.since))))
+}
+
+// tidy tidies up, unless a switch waits.
+func (f *follower) tidy(ctx context.Context) {
+	if f.s.waiting.Load() > 0 && time.Since(f.since) < unquiet {
+		f.unrest()
+		return
+	}
+	f.since = time.Time{}
+	if err := f.s.tidy(ctx); err != nil && ctx.Err() == nil {
+		f.s.log.Warn("old rules were not removed", "err", err)
+		f.looks.Reset(f.look(ctx, "tidy"))
 	}
 }
 
