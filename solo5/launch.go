@@ -3,8 +3,10 @@ package solo5
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
+	"slices"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -17,7 +19,7 @@ const firstExtra = 3
 // possible, with the error; what goes wrong after that, such as too little
 // memory, is one line on standard error and exit status 1.
 func (t *Tender) Exec() error {
-	files, err := t.program(nil, func(_ int, f *os.File) int { return int(f.Fd()) })
+	files, err := t.begin(nil, func(_ int, f *os.File) int { return int(f.Fd()) })
 	if err != nil {
 		return err
 	}
@@ -30,7 +32,7 @@ func (t *Tender) Exec() error {
 		return err
 	}
 	path := fmt.Sprintf("/proc/self/fd/%d", files[0].Fd())
-	return fmt.Errorf("run the unikernel: %w", syscall.Exec(path, t.args, nil))
+	return fmt.Errorf("run the unikernel: %w", syscall.Exec(path, t.plan.args, nil))
 }
 
 // Command returns the command that starts the guest as a child. Its standard
@@ -85,38 +87,49 @@ func (g *Gate) Close() error {
 }
 
 func (t *Tender) command(gate *os.File) (*exec.Cmd, error) {
-	files, err := t.program(gate, func(n int, _ *os.File) int { return firstExtra + n })
+	files, err := t.begin(gate, func(n int, _ *os.File) int { return firstExtra + n })
 	if err != nil {
 		return nil, err
 	}
 	return &exec.Cmd{
 		Path:       fmt.Sprintf("/proc/self/fd/%d", firstExtra), // in the child, whoever it runs as
-		Args:       t.args,
+		Args:       t.plan.args,
 		Env:        []string{},
 		Dir:        "/",
 		ExtraFiles: files,
 	}, nil
 }
 
-// program returns the files that the process needs, the trampoline first, which
+// begin returns the files that the process needs, the trampoline first, which
 // knows them by the numbers that number gives them.
-func (t *Tender) program(gate *os.File, number func(int, *os.File) int) ([]*os.File, error) {
-	trampoline, err := newMemory("fulmar-spt", mfdExec)
+func (t *Tender) begin(gate *os.File, number func(int, *os.File) int) ([]*os.File, error) {
+	trampoline, err := newMemory("fulmar-"+t.plan.image.Target.String(), mfdExec)
 	if err != nil {
 		return nil, err
 	}
 	t.made = append(t.made, trampoline)
-	files := append([]*os.File{trampoline, t.image, t.epoll, t.timer}, t.taps...)
-	numbers := make([]int, len(files))
-	for n, f := range files {
-		numbers[n] = number(n, f)
+	var files []*os.File
+	hand := func(f *os.File) int {
+		if f == nil {
+			return -1
+		}
+		files = append(files, f)
+		return number(len(files)-1, f)
 	}
-	p := t.plan.with(descriptors{trampoline: numbers[0], image: numbers[1], epoll: numbers[2], timer: numbers[3], gate: -1}, numbers[4:])
-	if gate != nil {
-		p.fds.gate = number(len(files), gate)
-		files = append(files, gate)
+	p := t.plan
+	p.fds = descriptors{
+		trampoline: hand(trampoline), image: hand(t.image),
+		epoll: hand(t.epoll), timer: hand(t.timer), program: hand(t.program), kvm: hand(t.kvm),
 	}
-	contents, err := p.trampoline()
+	p.attached = maps.Clone(p.attached)
+	for _, h := range slices.Sorted(maps.Keys(p.attached)) {
+		a := p.attached[h]
+		a.fd = hand(t.devices[h])
+		p.attached[h] = a
+	}
+	p.fds.gate = hand(gate)
+
+	contents, err := t.compile(p)
 	if err != nil {
 		return nil, err
 	}

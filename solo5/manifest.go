@@ -22,6 +22,8 @@ const (
 	entryTypeAt     = 68
 	entryMACAt      = 72
 	entryMTUAt      = 78
+	entryCapacityAt = 72
+	entrySectorAt   = 80
 	entryFDAt       = 88
 	entryAttachedAt = 96
 )
@@ -106,15 +108,20 @@ func alphanumeric(s string) bool {
 	return true
 }
 
-// An attachment is what a tender adds to the entry of a network device.
+// An attachment is what a tender adds to the entry of a device.
 type attachment struct {
-	fd  int
-	mac net.HardwareAddr
+	device DeviceType
+	fd     int
+
+	mac net.HardwareAddr // of a network device
 	mtu int
+
+	capacity uint64 // of a block device, in bytes, a multiple of the sector size
+	sector   int
 }
 
 // encodeManifest makes the manifest that the guest gets: its own, made anew of
-// what was checked, with the network devices filled in by handle.
+// what was checked, with the devices filled in by handle.
 func encodeManifest(devices []Device, attached map[int]attachment) []byte {
 	m := make([]byte, manifestHeader+(len(devices)+1)*entrySize)
 	binary.LittleEndian.PutUint32(m, manifestVersion)
@@ -125,11 +132,21 @@ func encodeManifest(devices []Device, attached map[int]attachment) []byte {
 		copy(e, d.Name)
 		binary.LittleEndian.PutUint32(e[entryTypeAt:], uint32(d.Type))
 		if a, ok := attached[d.Handle]; ok {
-			copy(e[entryMACAt:entryMTUAt], a.mac)
-			binary.LittleEndian.PutUint16(e[entryMTUAt:], uint16(a.mtu))
-			binary.LittleEndian.PutUint32(e[entryFDAt:], uint32(a.fd))
-			e[entryAttachedAt] = 1
+			a.encode(e)
 		}
 	}
 	return m
+}
+
+// encode fills an entry in.
+func (a attachment) encode(e []byte) {
+	if a.device == BlockDevice {
+		binary.LittleEndian.PutUint64(e[entryCapacityAt:], a.capacity)
+		binary.LittleEndian.PutUint16(e[entrySectorAt:], uint16(a.sector))
+	} else {
+		copy(e[entryMACAt:entryMTUAt], a.mac)
+		binary.LittleEndian.PutUint16(e[entryMTUAt:], uint16(a.mtu))
+	}
+	binary.LittleEndian.PutUint32(e[entryFDAt:], uint32(a.fd))
+	e[entryAttachedAt] = 1
 }

@@ -343,8 +343,8 @@ func checkInvariants(t *testing.T, img *Image, size int64) {
 	if len(img.Devices) >= maxEntries {
 		t.Fatalf("%d devices", len(img.Devices))
 	}
-	p := plan{image: img, memory: uint64(img.MinMemory()) * megabyte, fds: descriptors{3, 4, 5, 6, -1}}
-	if _, err := p.trampoline(); err != nil && !errors.Is(err, errTrampolineFull) {
+	p := plan{args: []string{"fuzz"}, image: img, memory: uint64(img.MinMemory()) * megabyte, fds: descriptors{trampoline: 3, image: 4, epoll: 5, timer: 6, gate: -1}}
+	if _, err := p.spt(); err != nil && !errors.Is(err, errTrampolineFull) {
 		t.Fatal(err)
 	}
 }

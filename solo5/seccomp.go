@@ -2,6 +2,7 @@ package solo5
 
 import (
 	"encoding/binary"
+	"slices"
 
 	"golang.org/x/sys/unix"
 )
@@ -14,6 +15,7 @@ const (
 	sysMmap           = 9
 	sysMprotect       = 10
 	sysPread64        = 17
+	sysPwrite64       = 18
 	sysFcntl          = 72
 	sysSetgroups      = 116
 	sysCapset         = 126
@@ -39,68 +41,123 @@ const (
 // A rule allows a system call if all its conditions hold.
 type rule struct {
 	nr    uint32
-	where []equal
+	where []condition
 }
 
-// An equal demands that an argument has a value, in all its 64 bits.
-type equal struct {
-	arg   int
-	value uint64
+// A condition compares an argument, in all its 64 bits.
+type condition struct {
+	arg     int
+	compare comparison
+	value   uint64
 }
 
-// rules returns what a guest with these descriptors may do. What a guest does
-// for each packet comes first, since the filter is walked from the top.
-func rules(epoll, timer int, taps []int) []rule {
-	first := func(nr uint32, value int) rule { return rule{nr, []equal{{0, uint64(value)}}} }
+type comparison int
+
+const (
+	isEqual  comparison = iota
+	isAtMost            // without sign
+	hasNone             // of the bits of the value
+)
+
+// of is a rule for a call whose first argument is a descriptor, or another small number.
+func of(nr uint32, first int, and ...condition) rule {
+	return rule{nr, append([]condition{{0, isEqual, uint64(first)}}, and...)}
+}
+
+// rules returns what a guest of the target spt may do. What a guest does for
+// each packet comes first, since the filter is walked from the top.
+func (p plan) rules() []rule {
 	var list []rule
-	for _, tap := range taps {
-		list = append(list, first(sysRead, tap), first(sysWrite, tap))
+	for _, tap := range p.descriptorsOf(NetDevice) {
+		list = append(list, of(sysRead, tap), of(sysWrite, tap))
 	}
-	return append(list,
-		first(sysEpollPwait, epoll),
-		first(sysTimerfdSettime, timer),
-		first(sysClockGettime, unix.CLOCK_MONOTONIC),
-		first(sysClockGettime, unix.CLOCK_REALTIME),
-		first(sysWrite, unix.Stdout),
-		first(sysArchPrctl, archSetFS),
-		rule{nr: sysExitGroup},
+	list = append(list,
+		of(sysEpollPwait, p.fds.epoll),
+		of(sysTimerfdSettime, p.fds.timer),
+		of(sysClockGettime, unix.CLOCK_MONOTONIC),
+		of(sysClockGettime, unix.CLOCK_REALTIME),
+		of(sysWrite, unix.Stdout),
 	)
+	for _, h := range p.handles(BlockDevice) {
+		list = append(list, p.attached[h].transfers()...)
+	}
+	return append(list, of(sysArchPrctl, archSetFS), rule{nr: sysExitGroup})
 }
+
+// transfers returns the rules of a block device: one sector at a time, where
+// there is one, so that the guest cannot make the file larger.
+func (a attachment) transfers() []rule {
+	sector := uint64(a.sector)
+	where := []condition{{2, isEqual, sector}, {3, isAtMost, a.capacity - sector}, {3, hasNone, sector - 1}}
+	return []rule{of(sysPread64, a.fd, where...), of(sysPwrite64, a.fd, where...)}
+}
+
+// Instructions of a seccomp program.
+const (
+	bpfLoad = unix.BPF_LD | unix.BPF_W | unix.BPF_ABS
+	bpfJEQ  = unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K
+	bpfJGT  = unix.BPF_JMP | unix.BPF_JGT | unix.BPF_K
+	bpfJSET = unix.BPF_JMP | unix.BPF_JSET | unix.BPF_K
+	bpfRet  = unix.BPF_RET | unix.BPF_K
+)
 
 // filter compiles the rules to a seccomp program that kills the process for
 // everything else: other calls, other arguments, the calls of other
 // architectures (32-bit ones by int 0x80, and x32, whose numbers have bit 30 set).
 func filter(rules []rule) []unix.SockFilter {
-	const (
-		load = unix.BPF_LD | unix.BPF_W | unix.BPF_ABS
-		jeq  = unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K
-		ret  = unix.BPF_RET | unix.BPF_K
-	)
-	kill := unix.SockFilter{Code: ret, K: unix.SECCOMP_RET_KILL_PROCESS}
+	kill := unix.SockFilter{Code: bpfRet, K: unix.SECCOMP_RET_KILL_PROCESS}
 	program := []unix.SockFilter{
-		{Code: load, K: dataArch},
-		{Code: jeq, Jt: 1, K: unix.AUDIT_ARCH_X86_64},
+		{Code: bpfLoad, K: dataArch},
+		{Code: bpfJEQ, Jt: 1, K: unix.AUDIT_ARCH_X86_64},
 		kill,
 	}
 	for _, r := range rules {
-		// Each test jumps over what is left of its rule: two instructions
-		// for each half of an argument, and the return.
-		left := uint8(4*len(r.where) + 1)
-		program = append(program,
-			unix.SockFilter{Code: load, K: dataNr},
-			unix.SockFilter{Code: jeq, Jf: left, K: r.nr})
-		for _, w := range r.where {
-			at := uint32(dataArgs + 8*w.arg)
-			program = append(program,
-				unix.SockFilter{Code: load, K: at},
-				unix.SockFilter{Code: jeq, Jf: left - 2, K: uint32(w.value)},
-				unix.SockFilter{Code: load, K: at + 4},
-				unix.SockFilter{Code: jeq, Jf: left - 4, K: uint32(w.value >> 32)})
-			left -= 4
-		}
-		program = append(program, unix.SockFilter{Code: ret, K: unix.SECCOMP_RET_ALLOW})
+		program = append(program, r.compile()...)
 	}
 	return append(program, kill)
+}
+
+// compile returns the instructions of a rule. They are made from the last to
+// the first, since a condition that does not hold jumps over all that follow.
+func (r rule) compile() []unix.SockFilter {
+	after := []unix.SockFilter{{Code: bpfRet, K: unix.SECCOMP_RET_ALLOW}}
+	for _, c := range slices.Backward(r.where) {
+		after = append(c.compile(uint8(len(after))), after...)
+	}
+	return append([]unix.SockFilter{
+		{Code: bpfLoad, K: dataNr},
+		{Code: bpfJEQ, Jf: uint8(len(after)), K: r.nr},
+	}, after...)
+}
+
+// compile returns the instructions of a condition, which jump over as many
+// after them if it does not hold.
+func (c condition) compile(over uint8) []unix.SockFilter {
+	at, low, high := uint32(dataArgs+8*c.arg), uint32(c.value), uint32(c.value>>32)
+	switch c.compare {
+	case isAtMost:
+		return []unix.SockFilter{
+			{Code: bpfLoad, K: at + 4},
+			{Code: bpfJGT, Jt: over + 3, K: high},
+			{Code: bpfJEQ, Jf: 2, K: high},
+			{Code: bpfLoad, K: at},
+			{Code: bpfJGT, Jt: over, K: low},
+		}
+	case hasNone:
+		return []unix.SockFilter{
+			{Code: bpfLoad, K: at},
+			{Code: bpfJSET, Jt: over + 2, K: low},
+			{Code: bpfLoad, K: at + 4},
+			{Code: bpfJSET, Jt: over, K: high},
+		}
+	default:
+		return []unix.SockFilter{
+			{Code: bpfLoad, K: at},
+			{Code: bpfJEQ, Jf: over + 2, K: low},
+			{Code: bpfLoad, K: at + 4},
+			{Code: bpfJEQ, Jf: over, K: high},
+		}
+	}
 }
 
 // encodeFilter returns the program as the kernel reads it.

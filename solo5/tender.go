@@ -1,10 +1,8 @@
 package solo5
 
 import (
-	"crypto/rand"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -17,44 +15,40 @@ type Guest struct {
 	Image  *os.File // is not trusted; stays the caller's
 	Memory int      // MB
 	Nets   []Net    // all network devices of the manifest, and no others
+	Blocks []Block  // all block devices of the manifest, and no others
 	Args   []string // joined by single spaces, at most 8191 bytes
 	Name   string   // of the process, for ps and top; the base name of Image if empty
 }
 
-// A Net attaches a network device.
-type Net struct {
-	Name string           // in the manifest
-	Tap  *os.File         // a tap without packet information (IFF_TAP|IFF_NO_PI); stays the caller's
-	MAC  net.HardwareAddr // a random one if nil
-	MTU  int              // 1500 if 0
-}
-
-const (
-	defaultMTU = 1500
-	minMTU     = 68 // of IPv4 (RFC 791)
-	maxMTU     = 1<<16 - 1
-)
-
 // A Tender is a guest that is ready to run, once: by Exec, Command or
 // GatedCommand. It holds open files until Close, which is right as soon as the
-// process runs; the same goes for the image and the taps of the [Guest].
+// process runs; the same goes for the image and the devices of the [Guest].
 type Tender struct {
-	plan  plan // but for the descriptors
-	args  []string
-	image *os.File // sealed
-	epoll *os.File
-	timer *os.File
-	taps  []*os.File // as plan.taps
-	made  []*os.File // to be closed
+	plan    plan                       // but for the descriptors
+	compile func(plan) ([]byte, error) // the plan to the executable that the process begins with
+	devices map[int]*os.File           // by handle
+	made    []*os.File                 // to be closed
+
+	image        *os.File // sealed
+	epoll, timer *os.File // of a guest of the target spt
+	program, kvm *os.File // of a guest of the target hvt
 }
 
 // PrepareSPT checks the image, and that it fits to the memory and the devices.
 // Beside the errors of [Read] it returns a [*MismatchError].
-func PrepareSPT(g Guest) (_ *Tender, err error) {
+func PrepareSPT(g Guest) (*Tender, error) {
+	return prepare(g, SPT, func(t *Tender) error {
+		t.compile = plan.spt
+		return t.openEvents()
+	})
+}
+
+// prepare does what is the same for both targets, and then what is not.
+func prepare(g Guest, target Target, finish func(*Tender) error) (_ *Tender, err error) {
 	if runtime.GOARCH != "amd64" {
-		return nil, mismatch("spt unikernels are for amd64, and this machine is %s", runtime.GOARCH)
+		return nil, mismatch("%s unikernels are for amd64, and this machine is %s", target, runtime.GOARCH)
 	}
-	t := &Tender{}
+	t := &Tender{devices: map[int]*os.File{}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, t.Close())
@@ -63,91 +57,84 @@ func PrepareSPT(g Guest) (_ *Tender, err error) {
 	if err := t.openImage(g.Image); err != nil {
 		return nil, err
 	}
-	img, err := checkImage(t.image, g)
+	img, err := readImage(t.image)
 	if err != nil {
+		return nil, err
+	}
+	if err := g.check(img, target); err != nil {
 		return nil, err
 	}
 	if err := t.describe(img, g); err != nil {
 		return nil, err
 	}
-	if err := t.openEvents(); err != nil {
-		return nil, err
-	}
-	return t, nil
+	return t, finish(t)
 }
 
-// checkImage reads the sealed image and holds it against the memory and the
-// devices that the guest is to have.
-func checkImage(f *os.File, g Guest) (*Image, error) {
+// readImage reads a file that is only an image.
+func readImage(f *os.File) (*Image, error) {
 	info, err := f.Stat()
 	if err != nil {
 		return nil, fmt.Errorf("read image: %w", err)
 	}
-	img, err := Read(f, info.Size())
-	if err != nil {
-		return nil, err
-	}
-	if err := img.CheckTarget(SPT); err != nil {
-		return nil, err
-	}
-	if err := img.CheckMemory(g.Memory); err != nil {
-		return nil, err
-	}
-	var names []string
-	for _, n := range g.Nets {
-		names = append(names, n.Name)
-	}
-	return img, img.CheckDevices(names, nil)
+	return Read(f, info.Size())
 }
 
-// describe decides what the guest is told, and which taps it has.
-func (t *Tender) describe(img *Image, g Guest) (err error) {
-	t.plan = plan{image: img, memory: uint64(g.Memory) * megabyte, name: g.Name, attached: map[int]attachment{}}
-	if t.plan.name == "" {
-		t.plan.name = filepath.Base(g.Image.Name())
+// check holds the image against the memory and the devices that the guest is
+// to have.
+func (g Guest) check(img *Image, target Target) error {
+	if err := img.CheckTarget(target); err != nil {
+		return err
 	}
-	t.args = append([]string{t.plan.name}, g.Args...)
+	if err := img.CheckMemory(g.Memory); err != nil {
+		return err
+	}
+	var nets, blocks []string
+	for _, n := range g.Nets {
+		nets = append(nets, n.Name)
+	}
+	for _, b := range g.Blocks {
+		blocks = append(blocks, b.Name)
+	}
+	return img.CheckDevices(nets, blocks)
+}
+
+// describe decides what the guest is told, and which files its devices are.
+func (t *Tender) describe(img *Image, g Guest) (err error) {
+	name := g.Name
+	if name == "" {
+		name = filepath.Base(g.Image.Name())
+	}
+	t.plan = plan{
+		image: img, memory: uint64(g.Memory) * megabyte,
+		args: append([]string{name}, g.Args...), attached: map[int]attachment{},
+	}
 	if t.plan.cmdline, err = commandLine(g.Args); err != nil {
 		return err
 	}
-	for _, d := range img.Devices {
-		for _, n := range g.Nets {
-			if d.Type != NetDevice || n.Name != d.Name {
-				continue
-			}
-			if t.plan.attached[d.Handle], err = attach(n); err != nil {
-				return err
-			}
-			t.taps = append(t.taps, n.Tap)
+	for _, n := range g.Nets {
+		a, err := n.attach()
+		if err != nil {
+			return err
 		}
+		t.attach(img, n.Name, n.Tap, a)
+	}
+	for _, b := range g.Blocks {
+		a, err := b.attach()
+		if err != nil {
+			return err
+		}
+		t.attach(img, b.Name, b.File, a)
 	}
 	return nil
 }
 
-// attach returns what the guest is told about a network device.
-func attach(n Net) (attachment, error) {
-	a := attachment{mac: n.MAC, mtu: n.MTU}
-	if a.mtu == 0 {
-		a.mtu = defaultMTU
+// attach gives the device of the manifest its file.
+func (t *Tender) attach(img *Image, name string, f *os.File, a attachment) {
+	for _, d := range img.Devices {
+		if d.Type == a.device && d.Name == name {
+			t.plan.attached[d.Handle], t.devices[d.Handle] = a, f
+		}
 	}
-	if a.mtu < minMTU || a.mtu > maxMTU {
-		return a, mismatch("network device %q: the MTU %d is not between %d and %d", n.Name, a.mtu, minMTU, maxMTU)
-	}
-	if a.mac == nil {
-		a.mac = randomMAC()
-	}
-	if len(a.mac) != 6 {
-		return a, mismatch("network device %q: %s is no Ethernet address", n.Name, a.mac)
-	}
-	return a, nil
-}
-
-// randomMAC returns a unicast address of the range that everybody may use.
-func randomMAC() net.HardwareAddr {
-	mac := make(net.HardwareAddr, 6)
-	rand.Read(mac)
-	mac[0] = mac[0]&^1 | 2
-	return mac
 }
 
 // openImage seals the image, or takes it as it is if it is sealed.
@@ -183,8 +170,8 @@ func (t *Tender) openEvents() error {
 	if err := t.watch(t.timer, timerEvent); err != nil {
 		return err
 	}
-	for n, handle := range t.plan.handles() {
-		if err := t.watch(t.taps[n], uint32(handle)); err != nil {
+	for _, handle := range t.plan.handles(NetDevice) {
+		if err := t.watch(t.devices[handle], uint32(handle)); err != nil {
 			return err
 		}
 	}
@@ -200,7 +187,7 @@ func (t *Tender) watch(f *os.File, data uint32) error {
 	return nil
 }
 
-// Close closes what PrepareSPT opened. A guest that runs keeps its own.
+// Close closes what was opened for it. A guest that runs keeps its own.
 func (t *Tender) Close() error {
 	var errs []error
 	for _, f := range t.made {

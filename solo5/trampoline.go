@@ -11,8 +11,9 @@ import (
 // itself: ELF headers, code, table of calls, and the data that these point to.
 // It is readable and executable, and never writable.
 //
-// The zero value is an empty trampoline.
+// A trampoline with a name is an empty one.
 type trampoline struct {
+	name  string // of the tender, before what is said of an error
 	table []byte
 	data  []byte
 }
@@ -71,7 +72,7 @@ func (t *trampoline) call(c call) {
 	case c.any:
 		length = ^uint64(0)
 	case c.or != "":
-		text := []byte("fulmar-spt: " + c.or + ": errno ")
+		text := []byte(t.name + ": " + c.or + ": errno ")
 		message, length = t.put(text), uint64(len(text))
 	}
 	t.words(c.nr, c.args[0], c.args[1], c.args[2], c.args[3], c.args[4], c.args[5], c.want, message, length)

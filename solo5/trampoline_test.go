@@ -35,7 +35,7 @@ func TestTrampolineIsItsSource(t *testing.T) {
 }
 
 func TestTrampolineIsAnExecutableOfOneSegment(t *testing.T) {
-	var tr trampoline
+	tr := trampoline{name: "test"}
 	tr.put([]byte("odd"))
 	tr.jump(1, 2, 3)
 	b, err := tr.file()
@@ -58,7 +58,7 @@ func TestTrampolineIsAnExecutableOfOneSegment(t *testing.T) {
 }
 
 func TestTrampolineIsBounded(t *testing.T) {
-	var tr trampoline
+	tr := trampoline{name: "test"}
 	for range trampolineData / (8 * callWords) {
 		tr.call(call{})
 	}
@@ -67,15 +67,15 @@ func TestTrampolineIsBounded(t *testing.T) {
 	}
 
 	// The most that Read lets through fits.
-	full := plan{image: &Image{Target: SPT, Entry: guestMinBase}, memory: 2 << 30, attached: map[int]attachment{}, fds: descriptors{3, 4, 5, 6, 1000}}
+	full := plan{image: &Image{Target: SPT, Entry: guestMinBase}, memory: 2 << 30, args: []string{"full"}, attached: map[int]attachment{}, fds: descriptors{trampoline: 3, image: 4, epoll: 5, timer: 6, gate: 1000}}
 	for n := range maxProgHeaders {
 		full.image.Segments = append(full.image.Segments, Segment{Addr: guestMinBase + uint64(n)*pageSize, MemSize: pageSize, FileSize: pageSize})
 	}
 	for n := range maxEntries - 1 {
 		full.image.Devices = append(full.image.Devices, Device{Name: strings.Repeat("n", 67), Type: NetDevice, Handle: n + 1})
-		full.attached[n+1] = attachment{fd: 2*n + 10}
+		full.attached[n+1] = attachment{device: NetDevice, fd: 2*n + 10}
 	}
-	if b, err := full.trampoline(); err != nil {
+	if b, err := full.spt(); err != nil {
 		t.Errorf("%d bytes, %v", len(b), err)
 	}
 }
@@ -140,6 +140,18 @@ func judge(t *testing.T, program []unix.SockFilter, data [16]uint32) uint32 {
 			} else {
 				pc += int(i.Jf)
 			}
+		case unix.BPF_JMP | unix.BPF_JGT | unix.BPF_K:
+			if a > i.K {
+				pc += int(i.Jt)
+			} else {
+				pc += int(i.Jf)
+			}
+		case unix.BPF_JMP | unix.BPF_JSET | unix.BPF_K:
+			if a&i.K != 0 {
+				pc += int(i.Jt)
+			} else {
+				pc += int(i.Jf)
+			}
 		case unix.BPF_RET | unix.BPF_K:
 			return i.K
 		default:
@@ -151,7 +163,10 @@ func judge(t *testing.T, program []unix.SockFilter, data [16]uint32) uint32 {
 }
 
 func TestFilterAllowsNothingElse(t *testing.T) {
-	program := filter(rules(5, 6, []int{7, 300}))
+	p := plan{fds: descriptors{epoll: 5, timer: 6}, attached: map[int]attachment{
+		1: {device: NetDevice, fd: 7}, 2: {device: NetDevice, fd: 300},
+	}}
+	program := filter(p.rules())
 	type attempt struct {
 		nr  uint32
 		arg uint64

@@ -71,7 +71,6 @@ func TestRuns(t *testing.T) {
 		"a unikernel that reads its input": {[]string{image, "misbehave", "read-stdin"}, outcome{"", "", "signal: bad system call"}},
 		"a unikernel that writes to code":  {[]string{image, "misbehave", "write-text"}, outcome{"", "", "signal: segmentation fault"}},
 		"the version":                      {[]string{"--version"}, outcome{"", "fulmar-spt tender\nABI version 2\n", "exit status 0"}},
-		"the help":                         {[]string{"--help"}, outcome{"", usage, "exit status 1"}},
 		"too little memory": {
 			[]string{"--mem=1", image},
 			outcome{"", "fulmar-spt: " + image + ": memory of 1 MB is too small: the image needs at least 2 MB\n", "exit status 1"},

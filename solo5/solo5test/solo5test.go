@@ -2,7 +2,7 @@
 package solo5test
 
 import (
-	_ "embed"
+	"embed"
 	"fmt"
 	"os"
 	"os/exec"
@@ -10,25 +10,51 @@ import (
 	"testing"
 )
 
-//go:embed testdata/guest.c
-var source []byte
+//go:embed testdata
+var sources embed.FS
 
-//go:embed testdata/guest.lds
-var script []byte
+// Devices are those that a guest declares, at most two of each kind.
+type Devices struct {
+	Nets   int // net0, net1
+	Blocks int // disk0, disk1
+}
 
-// Build compiles the guest of testdata/guest.c with so many network devices (net0, net1;
-// at most 2) and returns the path of the image. Its target is spt, and it runs
-// in 2 MB. The first word of its command line says what it does, among others:
+// Build is BuildSPT for a guest with so many network devices and no others.
+func Build(t testing.TB, nets int) string {
+	t.Helper()
+	return BuildSPT(t, Devices{Nets: nets})
+}
+
+// BuildSPT compiles the guest of testdata/spt.c and returns the path of the
+// image. It runs in 2 MB. The first word of its command line says what it does,
+// among others:
 //
 //	hello N        prints hello and exits with status N
 //	say TEXT       prints the text
 //	boot           prints the boot information and the manifest
 //	sleep SECONDS  prints up, waits and exits
 //	echo N         prints up, sends back N frames and exits
-//	misbehave HOW  does what a guest must not, see guest.c
-func Build(t testing.TB, nets int) string {
+//	disk HOW       reads or writes disk0
+//	misbehave HOW  does what a guest must not, see spt.c
+func BuildSPT(t testing.TB, d Devices) string {
 	t.Helper()
-	image, err := Compile(t.TempDir(), nets)
+	return build(t, "spt", d)
+}
+
+// BuildHVT is BuildSPT for testdata/hvt.c, whose target is hvt. It runs in 4 MB.
+// Other than the one above it has:
+//
+//	wait NSECS     prints up, polls, and prints what came of it
+//	walltime       prints the time
+//	call N WORDS   makes any hypercall, see hvt.c
+func BuildHVT(t testing.TB, d Devices) string {
+	t.Helper()
+	return build(t, "hvt", d)
+}
+
+func build(t testing.TB, target string, d Devices) string {
+	t.Helper()
+	image, err := compile(t.TempDir(), target, d)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -37,18 +63,20 @@ func Build(t testing.TB, nets int) string {
 
 // Compile is Build for examples: the image lies in dir.
 func Compile(dir string, nets int) (string, error) {
-	image := filepath.Join(dir, fmt.Sprintf("guest%d.spt", nets))
-	for name, contents := range map[string][]byte{"guest.c": source, "guest.lds": script} {
-		if err := os.WriteFile(filepath.Join(dir, name), contents, 0o600); err != nil {
-			return "", err
-		}
+	return compile(dir, "spt", Devices{Nets: nets})
+}
+
+func compile(dir, target string, d Devices) (string, error) {
+	if err := os.CopyFS(dir, sources); err != nil {
+		return "", err
 	}
-	gcc := exec.Command("gcc", "-std=c11", "-Wall", "-Wextra", "-Werror", "-O2",
+	image := filepath.Join(dir, fmt.Sprintf("guest%d%d.%s", d.Nets, d.Blocks, target))
+	gcc := exec.Command("gcc", "-std=c11", "-Wall", "-Wextra", "-Werror", "-O2", "-mgeneral-regs-only",
 		"-ffreestanding", "-nostdlib", "-static", "-no-pie", "-fno-pic", "-fno-stack-protector",
-		"-fcf-protection=none", "-mno-red-zone", "-fno-asynchronous-unwind-tables",
+		"-fcf-protection=none", "-mno-red-zone", "-fno-asynchronous-unwind-tables", "-fno-tree-loop-distribute-patterns",
 		"-Wl,-T,guest.lds", "-Wl,--build-id=none", "-Wl,-z,noexecstack",
-		fmt.Sprintf("-DNETS=%d", nets), "-o", image, "guest.c")
-	gcc.Dir = dir
+		fmt.Sprintf("-DNETS=%d", d.Nets), fmt.Sprintf("-DBLOCKS=%d", d.Blocks), "-o", image, target+".c")
+	gcc.Dir = filepath.Join(dir, "testdata")
 	if out, err := gcc.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("compile the guest: %w\n%s", err, out)
 	}

@@ -1,4 +1,4 @@
-package main
+package cmdline
 
 import (
 	"errors"
@@ -28,6 +28,10 @@ func TestParse(t *testing.T) {
 			[]string{"--net-mac:b=02:00:00:AA:bb:cc", "--net:a=tap0", "--net:b=@17", "web.spt"},
 			options{memory: 512, nets: []netOption{{name: "a", tap: "tap0"}, {name: "b", fd: 17, mac: mac}}, image: "web.spt", args: []string{}},
 		},
+		"block devices, with a size of sectors in any order": {
+			[]string{"--block-sector-size:b=4096", "--block:a=/dev/vg/a", "--block:b=@b=", "web.spt"},
+			options{memory: 512, blocks: []blockOption{{name: "a", file: "/dev/vg/a"}, {name: "b", file: "@b=", sector: 4096}}, image: "web.spt", args: []string{}},
+		},
 		"a tap with an equals sign": {
 			[]string{"--net:a=t=p", "web.spt"},
 			options{memory: 512, nets: []netOption{{name: "a", tap: "t=p"}}, image: "web.spt", args: []string{}},
@@ -39,7 +43,7 @@ func TestParse(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if diff := cmp.Diff(tt.want, got, cmp.AllowUnexported(options{}, netOption{})); diff != "" {
+			if diff := cmp.Diff(tt.want, got, cmp.AllowUnexported(options{}, netOption{}, blockOption{})); diff != "" {
 				t.Errorf("options (-want +got):\n%s", diff)
 			}
 		})
@@ -72,8 +76,10 @@ func TestParseRefuses(t *testing.T) {
 		"an address that is none":          {[]string{"--net:a=t", "--net-mac:a=02:00", "web.spt"}, "--net-mac:a=02:00: the address is six bytes such as 02:00:00:00:00:01"},
 		"an address of eight bytes":        {[]string{"--net:a=t", "--net-mac:a=02:00:00:00:00:00:00:00", "web.spt"}, "--net-mac:a=02:00:00:00:00:00:00:00: the address is six bytes such as 02:00:00:00:00:01"},
 		"an address without its network":   {[]string{"--net-mac:a=02:00:00:00:00:01", "web.spt"}, "--net-mac:a is given without --net:a"},
-		"a block device":                   {[]string{"--block:disk=file", "web.spt"}, "--block:disk=file: block devices are not supported"},
-		"a sector size":                    {[]string{"--block-sector-size:disk=512", "web.spt"}, "--block-sector-size:disk=512: block devices are not supported"},
+		"a block device without a name":    {[]string{"--block=file", "web.spt"}, `malformed option "--block=file" (see --help)`},
+		"a block device without a file":    {[]string{"--block:disk=", "web.spt"}, `malformed option "--block:disk=" (see --help)`},
+		"a sector size that is no number":  {[]string{"--block:a=f", "--block-sector-size:a=4k", "web.spt"}, "--block-sector-size:a=4k: the size of a sector is a number of bytes"},
+		"a sector size without its device": {[]string{"--block-sector-size:a=512", "web.spt"}, "--block-sector-size:a is given without --block:a"},
 		"help before what else is wrong":   {[]string{"--verbose", "--help"}, errHelp.Error()},
 		"version before what else is here": {[]string{"--mem=x", "--version", "web.spt"}, errVersion.Error()},
 	}

@@ -1,57 +1,14 @@
 /*
- * A guest for the tests of the tender: the first word of its command line says
- * what it does. Built with -DNETS=N it declares N network devices, net0 to
- * net(N-1).
+ * A guest of the target spt: the first word of its command line says what it does.
  */
-#include <stddef.h>
-#include <stdint.h>
-
-#ifndef NETS
-#define NETS 0
-#endif
-
-struct entry {
-	char name[68];
-	uint32_t type;
-	union {
-		struct { uint64_t capacity; uint16_t block_size; } block;
-		struct { uint8_t mac[6]; uint16_t mtu; } net;
-	} u;
-	union { int32_t fd; void *data; } host;
-	uint8_t attached;
-};
-
-struct manifest {
-	uint32_t version, entries;
-	struct entry e[NETS + 1];
-};
+#define TARGET SPT
+#include "guest.h"
 
 struct boot {
 	uint64_t memory, kernel_end;
 	const char *cmdline;
 	const struct manifest *manifest;
 	int32_t epoll, timer;
-};
-
-struct note_header { uint32_t name_size, size, type; char name[8]; };
-
-__attribute__((section(".note.solo5.abi"), aligned(4), used))
-static const struct { struct note_header h; uint32_t target, version, zero[2]; } abi = {
-	{ 6, 16, 0x31494241, "Solo5" }, 2, 2, { 0, 0 },
-};
-
-__attribute__((section(".note.solo5.manifest"), aligned(8), used))
-static const struct { struct note_header h; struct manifest m; } manifest = {
-	{ 6, 4 + sizeof(struct manifest), 0x3154464d, "Solo5" },
-	{ 1, NETS + 1, {
-		{ .type = 1u << 30 },
-#if NETS > 0
-		{ .name = "net0", .type = 2 },
-#endif
-#if NETS > 1
-		{ .name = "net1", .type = 2 },
-#endif
-	} },
 };
 
 static long call(long nr, long a, long b, long c, long d, long e)
@@ -66,16 +23,8 @@ static long call(long nr, long a, long b, long c, long d, long e)
 	return result;
 }
 
-enum { READ = 0, WRITE = 1, MMAP = 9, DUP = 32, GETPID = 39, ARCH_PRCTL = 158,
+enum { READ = 0, WRITE = 1, MMAP = 9, PREAD64 = 17, PWRITE64 = 18, DUP = 32, GETPID = 39, ARCH_PRCTL = 158,
 	CLOCK_GETTIME = 228, EXIT_GROUP = 231, EPOLL_PWAIT = 281, TIMERFD_SETTIME = 286 };
-
-static size_t length(const char *s)
-{
-	size_t n = 0;
-	while (s[n])
-		n++;
-	return n;
-}
 
 static void say(const char *s) { call(WRITE, 1, (long)s, (long)length(s), 0, 0); }
 
@@ -83,71 +32,6 @@ static void quit(int status)
 {
 	call(EXIT_GROUP, status, 0, 0, 0, 0);
 	__builtin_trap();
-}
-
-static void say_number(uint64_t n)
-{
-	char text[21];
-	int at = 20;
-	text[at] = 0;
-	do
-		text[--at] = (char)('0' + n % 10);
-	while (n /= 10);
-	say(text + at);
-}
-
-static void say_field(const char *name, uint64_t value)
-{
-	say(name);
-	say("=");
-	say_number(value);
-	say("\n");
-}
-
-/* is returns what follows the word at the start of the line, or NULL. */
-static const char *is(const char *line, const char *word)
-{
-	while (*word && *line == *word)
-		line++, word++;
-	if (*word || (*line && *line != ' '))
-		return NULL;
-	return *line ? line + 1 : line;
-}
-
-static long number(const char *s)
-{
-	long n = 0;
-	while (*s >= '0' && *s <= '9')
-		n = 10 * n + (*s++ - '0');
-	return n;
-}
-
-static char initialized[] = "initialized";
-static char zero[3 * 4096];
-
-static void show_boot(const struct boot *b, uintptr_t stack)
-{
-	say_field("memory", b->memory);
-	say_field("stack_below_end", b->memory - stack);
-	say_field("kernel_end", b->kernel_end);
-	say_field("bss_end", (uintptr_t)zero + sizeof zero);
-	uint64_t sum = 0;
-	for (size_t n = 0; n < sizeof zero; n++)
-		sum += (uint8_t)zero[n];
-	say_field("bss_sum", sum);
-	say(initialized);
-	say("\n");
-	for (uint32_t n = 0; n < b->manifest->entries; n++) {
-		const struct entry *e = &b->manifest->e[n];
-		say_field("entry", n);
-		say_field(e->name, e->type);
-		if (e->type != 2)
-			continue;
-		for (int i = 0; i < 6; i++)
-			say_field("mac", e->u.net.mac[i]);
-		say_field("mtu", e->u.net.mtu);
-		say_field("attached", e->attached);
-	}
 }
 
 struct event { uint32_t events; uint64_t data; } __attribute__((packed));
@@ -192,6 +76,24 @@ static void echo(const struct boot *b, long count)
 		count--;
 	}
 }
+
+#if BLOCKS > 0
+/* disk does "read OFFSET LENGTH" or "write OFFSET LENGTH BYTE" with disk0 and shows what came of it. */
+static void disk(const struct boot *b, const char *how)
+{
+	static uint8_t sector[65536];
+	const char *rest;
+	long nr = (rest = is(how, "read")) ? PREAD64 : PWRITE64;
+	if (!rest)
+		rest = next(how);
+	uint64_t offset = number(rest), len = number(next(rest)), byte = number(next(next(rest)));
+	for (size_t n = 0; n < sizeof sector; n++)
+		sector[n] = (uint8_t)byte;
+	long result = call(nr, b->manifest->e[DISK0].host.fd, (long)sector, (long)len, (long)offset, 0);
+	say_field("result", (uint64_t)result);
+	say_field("byte", sector[0]);
+}
+#endif
 
 static void misbehave(const char *how)
 {
@@ -244,11 +146,15 @@ __attribute__((used)) static void run(const struct boot *b, uintptr_t stack)
 	if ((rest = is(line, "say")))
 		say(rest), quit(0);
 	if (is(line, "boot"))
-		show_boot(b, stack), quit(0);
+		show_boot(b->memory, b->kernel_end, b->manifest, stack), quit(0);
 	if ((rest = is(line, "sleep")))
-		say("up\n"), wait_timer(b, number(rest)), quit(0);
+		say("up\n"), wait_timer(b, (long)number(rest)), quit(0);
 	if ((rest = is(line, "echo")))
-		say("up\n"), echo(b, number(rest)), quit(0);
+		say("up\n"), echo(b, (long)number(rest)), quit(0);
+#if BLOCKS > 0
+	if ((rest = is(line, "disk")))
+		disk(b, rest), quit(0);
+#endif
 	if (is(line, "clocks")) {
 		long when[2] = { 0, 0 };
 		long bad = call(CLOCK_GETTIME, 0, (long)when, 0, 0, 0);

@@ -1,4 +1,4 @@
-package main
+package cmdline
 
 import (
 	"errors"
@@ -13,6 +13,7 @@ import (
 type options struct {
 	memory int // MB
 	nets   []netOption
+	blocks []blockOption
 	image  string
 	args   []string
 }
@@ -26,6 +27,13 @@ type netOption struct {
 	mac  net.HardwareAddr // nil: a random one
 }
 
+// A blockOption is a block device to attach.
+type blockOption struct {
+	name   string
+	file   string
+	sector int // bytes; 0: as is usual
+}
+
 const defaultMemory = 512
 
 // firstFree is the least descriptor that can be a tap: those below are the
@@ -37,7 +45,7 @@ var (
 	errVersion = errors.New("version wanted")
 )
 
-// parse reads the command line as solo5-spt does: options up to the first
+// parse reads the command line as Solo5's tenders do: options up to the first
 // argument that is none or up to "--", each in one argument, in any order; then
 // the image; all that follows is the unikernel's. --help and --version count
 // wherever they stand among the options.
@@ -50,20 +58,39 @@ func parse(args []string) (options, error) {
 		return options{}, errors.New("the image is missing (see --help)")
 	}
 	o := options{memory: defaultMemory, image: rest[0], args: rest[1:]}
-	macs := map[string]net.HardwareAddr{}
+	extra := refinements{macs: map[string]net.HardwareAddr{}, sectors: map[string]int{}}
 	for _, arg := range args[:end] {
-		if err := o.set(arg, macs); err != nil {
+		if err := o.set(arg, extra); err != nil {
 			return options{}, err
 		}
 	}
+	return o, o.refine(extra)
+}
+
+// refinements are options on devices, by their names: they may stand before
+// the options that name the devices.
+type refinements struct {
+	macs    map[string]net.HardwareAddr
+	sectors map[string]int
+}
+
+// refine gives the devices what was said of them.
+func (o *options) refine(extra refinements) error {
 	for i, n := range o.nets {
-		o.nets[i].mac = macs[n.name]
-		delete(macs, n.name)
+		o.nets[i].mac = extra.macs[n.name]
+		delete(extra.macs, n.name)
 	}
-	for name := range macs {
-		return options{}, fmt.Errorf("--net-mac:%s is given without --net:%s", name, name)
+	for name := range extra.macs {
+		return fmt.Errorf("--net-mac:%s is given without --net:%s", name, name)
 	}
-	return o, nil
+	for i, b := range o.blocks {
+		o.blocks[i].sector = extra.sectors[b.name]
+		delete(extra.sectors, b.name)
+	}
+	for name := range extra.sectors {
+		return fmt.Errorf("--block-sector-size:%s is given without --block:%s", name, name)
+	}
+	return nil
 }
 
 // split returns how many arguments are options, and what follows them.
@@ -92,40 +119,44 @@ func terminal(opts []string) error {
 }
 
 // set takes over one option.
-func (o *options) set(arg string, macs map[string]net.HardwareAddr) error {
+func (o *options) set(arg string, extra refinements) error {
 	key, value, ok := strings.Cut(arg, "=")
 	kind, name, _ := strings.Cut(key, ":")
 	switch kind {
-	case "--mem", "--net", "--net-mac":
-	case "--block", "--block-sector-size":
-		return fmt.Errorf("%s: block devices are not supported", arg)
+	case "--mem", "--net", "--net-mac", "--block", "--block-sector-size":
 	default:
 		return fmt.Errorf("unknown option %q (see --help)", arg)
 	}
 	if !ok || value == "" || (name == "") != (kind == "--mem") {
 		return fmt.Errorf("malformed option %q (see --help)", arg)
 	}
+	var err error
 	switch kind {
 	case "--mem":
-		mb, err := strconv.Atoi(value)
-		if err != nil || mb <= 0 {
-			return fmt.Errorf("%s: the memory is a number of MB", arg)
-		}
-		o.memory = mb
+		o.memory, err = parseMemory(value)
 	case "--net":
-		n, err := parseNet(name, value)
-		if err != nil {
-			return fmt.Errorf("%s: %w", arg, err)
-		}
+		var n netOption
+		n, err = parseNet(name, value)
 		o.nets = append(o.nets, n)
 	case "--net-mac":
-		mac, err := net.ParseMAC(value)
-		if err != nil || len(mac) != 6 {
-			return fmt.Errorf("%s: the address is six bytes such as 02:00:00:00:00:01", arg)
-		}
-		macs[name] = mac
+		extra.macs[name], err = parseMAC(value)
+	case "--block":
+		o.blocks = append(o.blocks, blockOption{name: name, file: value})
+	case "--block-sector-size":
+		extra.sectors[name], err = parseSector(value)
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", arg, err)
 	}
 	return nil
+}
+
+func parseMemory(value string) (int, error) {
+	mb, err := strconv.Atoi(value)
+	if err != nil || mb <= 0 {
+		return 0, errors.New("the memory is a number of MB")
+	}
+	return mb, nil
 }
 
 func parseNet(name, value string) (netOption, error) {
@@ -141,4 +172,20 @@ func parseNet(name, value string) (netOption, error) {
 		return netOption{}, fmt.Errorf("descriptor %d is a standard stream", fd)
 	}
 	return netOption{name: name, fd: int(fd)}, nil
+}
+
+func parseMAC(value string) (net.HardwareAddr, error) {
+	mac, err := net.ParseMAC(value)
+	if err != nil || len(mac) != 6 {
+		return nil, errors.New("the address is six bytes such as 02:00:00:00:00:01")
+	}
+	return mac, nil
+}
+
+func parseSector(value string) (int, error) {
+	n, err := strconv.Atoi(value)
+	if err != nil || n <= 0 {
+		return 0, errors.New("the size of a sector is a number of bytes")
+	}
+	return n, nil
 }
