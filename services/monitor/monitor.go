@@ -73,7 +73,6 @@ func (s *Service) Run(ctx context.Context) error {
 	defer s.neighbors.close()
 	defer s.trials.stop()
 	g, ctx := errgroup.WithContext(ctx)
-	defer context.AfterFunc(ctx, s.trials.cancel)() // handlers need not wait for their checks when the service stops
 	g.Go(func() error { return s.pinger.run(ctx) })
 	g.Go(func() error { return s.heads.Run(ctx) })
 	g.Go(func() error { return s.hosts.Run(ctx) })
@@ -105,7 +104,7 @@ func (s *Service) check(ctx context.Context, e *fulmarv1.Event) (messages.Verb, 
 	}
 	s.trials.forget(t)
 	if errors.Is(t.err, context.Canceled) {
-		return "", bus.Later(again) // the service stops, or the head says that nobody waits for it
+		return "", bus.Later(again) // the head says that nobody waits for it
 	}
 	if t.err != nil {
 		return "", t.err
@@ -132,10 +131,7 @@ func (s *Service) try(ctx context.Context, e *fulmarv1.Event) error {
 		return checks.Wait()
 	})
 	g.Go(func() error { return s.untilExit(running, d) })
-	if err := g.Wait(); err != nil {
-		return err
-	}
-	return exitedEarly(s.hosts.All()[s.host], d)
+	return g.Wait()
 }
 
 func (s *Service) candidates(e *fulmarv1.Event) ([]candidate, error) {

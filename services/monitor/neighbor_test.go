@@ -3,6 +3,7 @@ package monitor
 import (
 	"bytes"
 	"context"
+	"errors"
 	"net"
 	"net/netip"
 	"os"
@@ -136,6 +137,32 @@ func TestALostARPRequestDoesNotCostASecond(t *testing.T) {
 	}
 	if took := time.Since(begin); took > 500*time.Millisecond {
 		t.Errorf("it took %s: nobody asked the neighbour again before the kernel did", took)
+	}
+}
+
+func TestAUnitThatIsNotThereCostsItsPatienceOnly(t *testing.T) {
+	newGuest(t, 0)
+	p, nobody := opened(t), netip.MustParseAddr("10.9.0.8")
+	over, cancel := context.WithCancel(t.Context())
+	cancel()
+	http, err := newHTTPProbe(get(80).GetHttp(), nobody)
+	if err != nil {
+		t.Fatal(err)
+	}
+	http.request.URL.Path = "/"
+	for name, p := range map[string]probe{
+		"tcp": tcpProbe(netip.AddrPortFrom(nobody, 80)), "icmp": icmpProbe{pinger: p, address: nobody}, "http": http,
+	} { // no subtests, they would leave the namespace
+		if err := p.ask(t.Context(), 20*time.Millisecond, time.Minute); !errors.Is(err, errNoAnswer) {
+			t.Errorf("%s gives %v", name, err)
+		}
+		begin := time.Now()
+		if err := p.ask(over, time.Minute, time.Minute); err == nil {
+			t.Errorf("%s: an answer of nobody", name)
+		}
+		if took := time.Since(begin); took > 900*time.Millisecond {
+			t.Errorf("%s: it took %s after all was over", name, took)
+		}
 	}
 }
 

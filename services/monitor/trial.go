@@ -15,7 +15,7 @@ import (
 const (
 	firstPause    = time.Millisecond       // after the first bad check; doubled after each
 	lastPause     = 50 * time.Millisecond  // at most
-	firstPatience = 20 * time.Millisecond  // for the first sign of life: the kernel would repeat a lost SYN after 1 s only; doubled after each
+	firstPatience = 5 * time.Millisecond   // for the first sign of life: the kernel would repeat a lost SYN after 1 s only; doubled after each
 	margin        = 100 * time.Millisecond // before the deadline of the deployment, to say what is wrong before ipam fails it
 )
 
@@ -79,9 +79,9 @@ func (c candidate) prove(ctx context.Context) error {
 			}
 			if errors.Is(err, errNoAnswer) {
 				c.silent()
+				patience = min(2*patience, c.check.timeout)
 			}
-			good, wait = 0, pause
-			pause, patience = min(2*pause, lastPause), min(2*patience, c.check.timeout)
+			good, wait, pause = 0, pause, min(2*pause, lastPause)
 		}
 		if time.Now().Add(wait).After(c.stop) {
 			return messages.Refuse(fulmarv1.ReasonCode_REASON_CODE_UNHEALTHY, "unit %s at %s was not healthy %s: %s: %w", c.unit, c.address, c.within, c.check.what, last)
@@ -114,15 +114,14 @@ type trial struct {
 
 // trials are those under way.
 type trials struct {
-	mu      sync.Mutex
-	stopped bool
-	all     map[string]*trial
-	wg      sync.WaitGroup
+	mu  sync.Mutex
+	all map[string]*trial
+	wg  sync.WaitGroup
 }
 
 func newTrials() *trials { return &trials{all: map[string]*trial{}} }
 
-// begin gives the trial of a deployment, and starts it if there is none. Only its cancel ends it early, not ctx.
+// begin gives the trial of a deployment, and starts it if there is none. It goes on when ctx ends.
 func (t *trials) begin(ctx context.Context, stack string, generation uint64, run func(context.Context) error) *trial {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -132,9 +131,6 @@ func (t *trials) begin(ctx context.Context, stack string, generation uint64, run
 	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	n := &trial{stack: stack, generation: generation, cancel: cancel, done: make(chan struct{})}
-	if t.stopped {
-		cancel()
-	}
 	t.all[name] = n
 	t.wg.Go(func() {
 		defer close(n.done)
@@ -172,18 +168,12 @@ func (t *trials) prune(h *fulmarv1.Head) {
 	}
 }
 
-// cancel ends all trials, and those that begin from now on.
-func (t *trials) cancel() {
+// stop ends all trials and waits for them. None begins any more.
+func (t *trials) stop() {
 	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.stopped = true
 	for _, n := range t.all {
 		n.cancel()
 	}
-}
-
-// stop ends all trials and waits for them.
-func (t *trials) stop() {
-	t.cancel()
+	t.mu.Unlock()
 	t.wg.Wait()
 }

@@ -168,6 +168,35 @@ func TestAKeptInstanceTakesTheNewChecks(t *testing.T) {
 	}
 }
 
+func TestNothingIsSaidOnceTheWatchHasEnded(t *testing.T) {
+	for name, after := range map[string]func(*world, *fulmarv1.Deployment, *watcher){
+		"a check still ran when the watch ended": func(_ *world, _ *fulmarv1.Deployment, n *watcher) { n.end() },
+		"the watch has not yet seen its head":    func(w *world, d *fulmarv1.Deployment, _ *watcher) { w.head(d, draining) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			s, _ := w.idle()
+			d := deployment(42, spec(t, "web", tcp(80)))
+			w.head(d, live)
+			h, _, err := w.vmm.Heads.Get(t.Context(), "web")
+			if err != nil {
+				t.Fatal(err)
+			}
+			events, err := w.vmm.JS.Stream(t.Context(), messages.EventStream)
+			if err != nil {
+				t.Fatal(err)
+			}
+			n := &watcher{service: s, events: events, target: targets(h, host)[0]}
+			n.see(&fulmarv1.HostInstance{Name: "web.web.42"}) // it was stopped
+			after(w, d, n)
+			n.settle(t.Context())
+			if n := w.count(messages.Exited); n != 0 {
+				t.Errorf("exited was said %d times", n)
+			}
+		})
+	}
+}
+
 func TestMetrics(t *testing.T) {
 	w, a := newWorld(t), newWeb(t)
 	w.head(deployment(42, spec(t, "web", quick(get(a.port)))), live)
