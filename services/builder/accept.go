@@ -12,8 +12,8 @@ import (
 	fulmarv1 "fulmar/messages/fulmar/v1"
 )
 
-// world is what a decision about a request may look at.
-type world struct {
+// surroundings are what a decision about a request may look at.
+type surroundings struct {
 	networks map[string]*fulmarv1.Network
 	heads    []*fulmarv1.Head
 	now      time.Time
@@ -22,15 +22,12 @@ type world struct {
 
 // enter decides about a request: it gives the deployment to enter into the head, or a refusal. A request that the head
 // holds already is given as it was entered; one that has been through is [messages.ErrGone].
-func enter(h *fulmarv1.Head, r bus.Request, w world) (*fulmarv1.HeadDeployment, error) {
+func enter(h *fulmarv1.Head, r bus.Request, w surroundings) (*fulmarv1.HeadDeployment, error) {
 	if d := messages.Find(h, r.Generation); d != nil {
 		return d, nil
 	}
 	if r.Generation <= h.GetNewest() {
 		return nil, messages.ErrGone
-	}
-	if err := messages.CheckName("stack", r.Stack); err != nil {
-		return nil, messages.Refuse(fulmarv1.ReasonCode_REASON_CODE_INVALID, "%w", err)
 	}
 	m, err := messages.DecodeRequest(r.Kind, r.Body)
 	if err != nil {
@@ -52,7 +49,7 @@ func enter(h *fulmarv1.Head, r bus.Request, w world) (*fulmarv1.HeadDeployment, 
 }
 
 // place refuses a deployment on another host than what is there, and one whose ports another stack holds.
-func place(h *fulmarv1.Head, stack string, d *fulmarv1.HeadDeployment, w world) error {
+func place(h *fulmarv1.Head, stack string, d *fulmarv1.HeadDeployment, w surroundings) error {
 	for _, other := range h.GetDeployments() {
 		if len(other.GetContent().GetUnits()) > 0 && other.GetState() != fulmarv1.State_STATE_CONDEMNED && other.GetHost() != d.GetHost() {
 			return messages.Refuse(fulmarv1.ReasonCode_REASON_CODE_CONFLICT, "network %s is on host %s, but stack %s is on host %s: retire it first",
@@ -63,7 +60,7 @@ func place(h *fulmarv1.Head, stack string, d *fulmarv1.HeadDeployment, w world) 
 }
 
 // content gives what a request deploys: only this differs from one kind of request to another.
-func content(h *fulmarv1.Head, r bus.Request, m proto.Message, w world) (*fulmarv1.HeadDeployment, error) {
+func content(h *fulmarv1.Head, r bus.Request, m proto.Message, w surroundings) (*fulmarv1.HeadDeployment, error) {
 	d := &fulmarv1.HeadDeployment{Deadline: timestamppb.New(w.now.Add(messages.DefaultDeadline))}
 	live := messages.InState(h, fulmarv1.State_STATE_LIVE)
 	staged := messages.InState(h, fulmarv1.State_STATE_STAGED)
@@ -104,7 +101,7 @@ func content(h *fulmarv1.Head, r bus.Request, m proto.Message, w world) (*fulmar
 }
 
 // deploy gives new content.
-func deploy(h *fulmarv1.Head, r bus.Request, m *fulmarv1.DeployRequest, w world) (*fulmarv1.HeadDeployment, error) {
+func deploy(h *fulmarv1.Head, r bus.Request, m *fulmarv1.DeployRequest, w surroundings) (*fulmarv1.HeadDeployment, error) {
 	n, err := messages.Normalize(r.Stack, m)
 	if err != nil {
 		return nil, err
@@ -127,7 +124,7 @@ func deploy(h *fulmarv1.Head, r bus.Request, m *fulmarv1.DeployRequest, w world)
 }
 
 // network gives the network of a request that names none: that of the stack, or the only one.
-func network(h *fulmarv1.Head, w world) (string, error) {
+func network(h *fulmarv1.Head, w surroundings) (string, error) {
 	if d := newest(h); d != nil {
 		return d.GetContent().GetNetwork(), nil
 	}

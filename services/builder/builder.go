@@ -64,13 +64,16 @@ func (s *Service) Run(ctx context.Context) error {
 
 // accept enters a request into the head of its stack: decide, compare-and-set. bus publishes the event.
 func (s *Service) accept(ctx context.Context, r bus.Request) (*fulmarv1.Event, error) {
+	if err := messages.CheckName("stack", r.Stack); err != nil { // no key can have such a name
+		return nil, messages.Refuse(fulmarv1.ReasonCode_REASON_CODE_INVALID, "%w", err)
+	}
 	if err := s.networks.CaughtUp(ctx); err != nil {
 		return nil, err
 	}
 	if err := s.heads.CaughtUp(ctx); err != nil {
 		return nil, err
 	}
-	w := world{networks: s.networks.All(), heads: slices.Collect(maps.Values(s.heads.All())), now: s.now(), fetch: s.config.Fetch}
+	w := surroundings{networks: s.networks.All(), heads: slices.Collect(maps.Values(s.heads.All())), now: s.now(), fetch: s.config.Fetch}
 	var d *fulmarv1.HeadDeployment
 	_, err := s.bus.Heads.Edit(ctx, r.Stack, func(h *fulmarv1.Head) (*fulmarv1.Head, error) {
 		var err error
@@ -85,9 +88,12 @@ func (s *Service) accept(ctx context.Context, r bus.Request) (*fulmarv1.Event, e
 	if err != nil {
 		return nil, err
 	}
+	network := w.networks[d.GetContent().GetNetwork()]
+	if network == nil { // it was deleted after the request was entered; whoever leases from it says so
+		network = &fulmarv1.Network{Name: d.GetContent().GetNetwork(), Host: d.GetHost()}
+	}
 	return &fulmarv1.Event{Verb: string(messages.Accepted), Deployment: &fulmarv1.Deployment{
-		Stack: r.Stack, Generation: r.Generation, Kind: r.Kind, Content: d.GetContent(), Staged: d.GetStaged(),
-		Network:   w.networks[d.GetContent().GetNetwork()],
+		Stack: r.Stack, Generation: r.Generation, Kind: r.Kind, Content: d.GetContent(), Staged: d.GetStaged(), Network: network,
 		Requested: timestamppb.New(r.Time), Deadline: d.GetDeadline(),
 	}}, nil
 }

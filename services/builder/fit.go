@@ -25,7 +25,11 @@ func fit(spec *fulmarv1.UnitSpec, i image, host *fulmarv1.Host) (*fulmarv1.Unit,
 	}
 	target := i.solo5.Target.String()
 	if !slices.Contains(host.GetTargets(), target) {
-		return nil, refuse(fmt.Errorf("its target %s is not supported by host %s, which runs %s", target, host.GetName(), strings.Join(host.GetTargets(), ", ")))
+		runs := strings.Join(host.GetTargets(), ", ")
+		if runs == "" {
+			runs = "nothing"
+		}
+		return nil, refuse(fmt.Errorf("its target %s is not supported by host %s, which runs %s", target, host.GetName(), runs))
 	}
 	if err := i.solo5.CheckMemory(int(spec.GetMemory())); err != nil {
 		return nil, refuse(err)

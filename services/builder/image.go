@@ -7,11 +7,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 
 	"github.com/nats-io/nats.go/jetstream"
 
@@ -33,7 +35,8 @@ type images struct {
 }
 
 func newImages(store jetstream.ObjectStore, c Config) *images {
-	return &images{store: store, config: c, client: &http.Client{Timeout: c.Fetch}, known: map[string]image{}}
+	once := &http.Transport{Proxy: http.ProxyFromEnvironment, DisableKeepAlives: true} // nobody fetches an image twice
+	return &images{store: store, config: c, client: &http.Client{Transport: once, Timeout: c.Fetch}, known: map[string]image{}}
 }
 
 // get gives the image of a source, which is in the store then.
@@ -140,7 +143,10 @@ func (i *images) fromFile(path string, f *os.File) error {
 		return fmt.Errorf("open the root of image files: %w", err)
 	}
 	defer root.Close()
-	in, err := root.Open(inside)
+	in, err := root.OpenFile(inside, os.O_RDONLY|syscall.O_NONBLOCK, 0) // a pipe that nobody writes to is no reason to wait
+	if errors.Is(err, fs.ErrNotExist) {
+		return messages.Refuse(fulmarv1.ReasonCode_REASON_CODE_NOT_FOUND, "image: file %s does not exist", path)
+	}
 	if err != nil {
 		return badImage("file %s: %w", path, err)
 	}
@@ -168,8 +174,9 @@ func (i *images) fromURL(ctx context.Context, url string, f *os.File) error {
 	defer cancel()
 	r, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
-		return badImage("url %s: %w", url, err)
+		return badImage("%w", err)
 	}
+	url = r.URL.Redacted()
 	in, err := i.client.Do(r)
 	if err != nil {
 		return fmt.Errorf("get image: %w", err)

@@ -1,0 +1,205 @@
+package builder
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/nats-io/nats.go/jetstream"
+	"go.uber.org/goleak"
+	"google.golang.org/protobuf/proto"
+
+	"fulmar/bus"
+	"fulmar/bus/bustest"
+	"fulmar/messages"
+	fulmarv1 "fulmar/messages/fulmar/v1"
+	"fulmar/solo5/solo5test"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// patience bounds every wait of these tests: it is only ever reached when one fails.
+const patience = 20 * time.Second
+
+// world is a bus of its own with a network, a host that runs spt, and a folder of images.
+type world struct {
+	t      *testing.T
+	server *bus.Server
+	*bus.Bus
+	said jetstream.MessagesContext
+	root string // --file-root
+}
+
+func newWorld(t *testing.T) *world {
+	t.Helper()
+	w := &world{t: t, server: bustest.Server(t), root: t.TempDir()}
+	w.Bus = bustest.Open(t, w.server, bus.Options{Service: "test"})
+	cons, err := w.JS.OrderedConsumer(t.Context(), messages.EventStream, jetstream.OrderedConsumerConfig{})
+	if err == nil {
+		w.said, err = cons.Messages()
+	}
+	if err == nil {
+		err = w.Hosts.Put(t.Context(), "host1", &fulmarv1.Host{Name: "host1", Targets: []string{"spt"}}, 0)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(w.said.Stop)
+	w.addNetwork("lan", "host1")
+	return w
+}
+
+func (w *world) addNetwork(name, host string) {
+	w.t.Helper()
+	n := &fulmarv1.Network{Name: name, Host: host, Bridge: "br0", Prefix: "10.0.0.0/24", Gateway: "10.0.0.1"}
+	if err := w.Networks.Put(w.t.Context(), name, n, 0); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+func (w *world) config() Config {
+	return Config{FileRoot: w.root, MaxImage: 1 << 20, Fetch: patience}
+}
+
+// replica is a builder with a connection of its own, whose views run. Its steps do not.
+func (w *world) replica() *Service {
+	w.t.Helper()
+	s := New(bustest.Open(w.t, w.server, bus.Options{Service: "builder", AckWait: time.Second}), w.config())
+	w.background(s.networks.Run)
+	w.background(s.heads.Run)
+	w.background(s.hosts.Run)
+	return s
+}
+
+// start runs a builder.
+func (w *world) start() (stop func()) {
+	w.t.Helper()
+	s := New(bustest.Open(w.t, w.server, bus.Options{Service: "builder", AckWait: time.Second}), w.config())
+	return w.background(s.Run)
+}
+
+func (w *world) background(run func(context.Context) error) (stop func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- run(ctx); close(done) }()
+	stop = func() {
+		cancel()
+		if err := <-done; err != nil {
+			w.t.Errorf("it ended with %v", err)
+		}
+	}
+	w.t.Cleanup(stop)
+	return stop
+}
+
+// image puts a Solo5 image into the folder and gives its path and digest.
+func (w *world) image(nets int) (path, digest string) {
+	w.t.Helper()
+	body, err := os.ReadFile(solo5test.Build(w.t, nets))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return w.file("guest.spt", body), digestOf(body)
+}
+
+func (w *world) file(name string, body []byte) string {
+	w.t.Helper()
+	path := filepath.Join(w.root, name)
+	if err := os.WriteFile(path, body, 0o600); err != nil {
+		w.t.Fatal(err)
+	}
+	return path
+}
+
+func digestOf(body []byte) string {
+	sum := sha256.Sum256(body)
+	return hex.EncodeToString(sum[:])
+}
+
+func (w *world) request(kind fulmarv1.Kind, stack, body string) uint64 {
+	w.t.Helper()
+	generation, err := w.Request(w.t.Context(), kind, stack, []byte(body))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return generation
+}
+
+// await waits for the next event of a generation, which must be of a verb.
+func (w *world) await(generation uint64, verb messages.Verb) *fulmarv1.Event {
+	w.t.Helper()
+	for {
+		msg, err := w.said.Next(jetstream.NextMaxWait(patience))
+		if err != nil {
+			w.t.Fatalf("nobody said %s of %d: %v", verb, generation, err)
+		}
+		e := &fulmarv1.Event{}
+		if err := proto.Unmarshal(msg.Data(), e); err != nil {
+			w.t.Fatal(err)
+		}
+		if e.GetDeployment().GetGeneration() != generation {
+			continue
+		}
+		if e.GetVerb() != string(verb) {
+			w.t.Fatalf("%d is %s: %s; want %s", generation, e.GetVerb(), e.GetReason(), verb)
+		}
+		return e
+	}
+}
+
+func (w *world) head(stack string) *fulmarv1.Head {
+	w.t.Helper()
+	h, _, err := w.Heads.Get(w.t.Context(), stack)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return h
+}
+
+// serve makes what was built live or staged, as the other services would.
+func (w *world) serve(e *fulmarv1.Event) {
+	w.t.Helper()
+	d := e.GetDeployment()
+	_, err := w.Heads.Edit(w.t.Context(), d.GetStack(), func(h *fulmarv1.Head) (*fulmarv1.Head, error) {
+		n, err := messages.SetInstances(h, d.GetGeneration(), d.GetContent(), nil)
+		if err != nil {
+			return nil, err
+		}
+		return messages.Publish(n, d.GetGeneration(), time.Now())
+	})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+func (w *world) wantChain(stack string, generation uint64, want ...messages.Verb) {
+	w.t.Helper()
+	cons, err := w.JS.OrderedConsumer(w.t.Context(), messages.EventStream, jetstream.OrderedConsumerConfig{FilterSubjects: []string{messages.ChainFilter(stack, generation)}})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	info, err := cons.Info(w.t.Context())
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	var got []messages.Verb
+	for range info.NumPending {
+		msg, err := cons.Next()
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		s, err := messages.ParseEventSubject(msg.Subject())
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		got = append(got, s.Verb)
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		w.t.Errorf("events of %s (-want +got):\n%s", messages.DeploymentName(stack, generation), diff)
+	}
+}
