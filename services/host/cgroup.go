@@ -210,7 +210,7 @@ func (g *group) kill() error {
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("list processes of control group: %w", err)
 		}
-		for _, field := range strings.Fields(string(text)) {
+		for field := range strings.FieldsSeq(string(text)) {
 			pid, err := strconv.Atoi(field)
 			if err != nil {
 				return fmt.Errorf("parse pid of control group: %w", err)

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -41,7 +42,7 @@ func TestBadClientsAreToldAndOthersServed(t *testing.T) {
 		"a frame of 4 GB":      {append([]byte{0xff, 0xff, 0xff, 0xff}, good...), header, "frame too large"},
 		"no DER":               {frame([]byte("GET / HTTP/1.1\r\n")), albatross.Header{}, "malformed"},
 		"an unknown command":   {frame(unknown), header, "malformed"},
-		"bytes after the end":  {frame(append(good[:len(good):len(good)], 0)), header, "malformed"},
+		"bytes after the end":  {frame(append(slices.Clip(good), 0)), header, "malformed"},
 		"an empty frame":       {frame(nil), albatross.Header{}, "malformed"},
 		"a reply":              {frame(mustMarshal(t, albatross.Wire{Header: header, Payload: albatross.Empty{}})), header, "this is not a command"},
 		"a console subscriber": {frame(mustMarshal(t, albatross.Wire{Header: header, Payload: albatross.ConsoleSubscribe{}})), header, "unknown command"},

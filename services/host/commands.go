@@ -31,8 +31,7 @@ func (s *Service) answer(_ context.Context, conn net.Conn, request albatross.Wir
 	result := "ok"
 	if err != nil {
 		result = "failed"
-		var r refusal
-		if errors.As(err, &r) {
+		if _, ok := errors.AsType[refusal](err); ok {
 			result = "refused"
 		} else {
 			s.log.Error("could not carry out a command", "command", name, "unikernel", request.Name.String(), "err", err)
@@ -176,8 +175,7 @@ func (s *Service) replace(e *entry, r record, image loaded) error {
 		if e.inst != nil {
 			s.forget(e)
 		}
-		var refused refusal
-		if errors.As(err, &refused) {
+		if _, ok := errors.AsType[refusal](err); ok {
 			return err
 		}
 		return fmt.Errorf("could not create unikernel: %w", err)

@@ -6,18 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
-	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"fulmar/albatross"
-	"fulmar/solo5"
 )
 
 // instance is one process of a unikernel, from its start until all that it held is gone.
@@ -138,184 +133,6 @@ func (s *Service) loadBack(r record) (loaded, error) {
 		return loaded{}, err
 	}
 	return inspect(data)
-}
-
-// start makes a process of a unikernel, with all that it needs, gives it to the entry, which is locked, and lets it run. It is the attempt-th
-// start in short order. If it fails, nothing stays but what the entry had before,
-// and the record, which is the caller's to drop.
-func (s *Service) start(e *entry, r record, image loaded, attempt int) (err error) {
-	begin := time.Now()
-	r.Boot = s.boot
-	var g errgroup.Group // the disk is slower than the kernel: all at once
-	g.Go(func() error { return s.keepImage(r.Digest, image.bytes) })
-	g.Go(func() error { return s.store.saveRecord(r) })
-	inst := &instance{record: r, started: begin, attempt: attempt, slot: noSlot, exited: make(chan struct{}), done: make(chan struct{})}
-	w, err := s.prepare(inst, image)
-	if serr := g.Wait(); serr != nil && err == nil {
-		err = errors.Join(serr, w.kill())
-	}
-	if err != nil {
-		s.dropImage(r.Digest)
-		return errors.Join(err, s.release(inst))
-	}
-	s.put(e, inst)
-	s.run(inst)
-	if err := w.open(); err != nil { // it was killed at its gate, and that will be told
-		s.log.Warn("unikernel ended before it began", "unikernel", r.Name.String(), "err", err)
-	}
-	s.metrics.startDuration.Observe(time.Since(begin).Seconds())
-	s.log.Info("unikernel started", "unikernel", r.Name.String(), "pid", inst.proc.PID, "taps", inst.taps,
-		"digest", hex.EncodeToString(r.Digest), "memory_mb", r.Args.Memory, "dur", time.Since(begin))
-	return nil
-}
-
-// waiting is a process that waits at its gate.
-type waiting struct {
-	cmd  *exec.Cmd
-	gate *solo5.Gate
-}
-
-// open lets the process run.
-func (w *waiting) open() error {
-	return errors.Join(w.gate.Open(), w.cmd.Process.Release())
-}
-
-// kill ends the process before it ran.
-func (w *waiting) kill() error {
-	err := errors.Join(w.cmd.Process.Kill(), w.gate.Close())
-	_ = w.cmd.Wait() // it was killed
-	return err
-}
-
-// prepare brings a process to its gate: in its control group, on its CPUs, with its taps, and written down.
-func (s *Service) prepare(inst *instance, image loaded) (_ *waiting, err error) {
-	r := inst.record
-	if inst.slot, err = s.slots.take(); err != nil {
-		return nil, err
-	}
-	name := fileName(r.Name)
-	if inst.group, err = s.cgroups.create(name, r.Args.Memory); err != nil {
-		return nil, err
-	}
-	stdout, err := makeFIFO(s.fifoPath(r.Name))
-	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, stdout.Close()) }()
-	if inst.fifo, err = openFIFO(s.fifoPath(r.Name)); err != nil {
-		return nil, err
-	}
-	nets, err := s.attachAll(inst)
-	defer func() { err = errors.Join(err, closeTaps(nets)) }()
-	if err != nil {
-		return nil, err
-	}
-	w, err := s.spawn(inst, image, nets, stdout)
-	if err != nil {
-		return nil, err
-	}
-	if err := s.settle(inst, w.cmd.Process.Pid); err != nil {
-		return nil, errors.Join(err, w.kill())
-	}
-	return w, nil
-}
-
-// attachAll makes a tap for each network device. It returns those that it made also when one fails.
-func (s *Service) attachAll(inst *instance) ([]solo5.Net, error) {
-	var nets []solo5.Net
-	for _, b := range inst.record.Args.Bridges {
-		bridge, err := s.bridges.find(bridgeName(b))
-		if err != nil {
-			return nets, err
-		}
-		t, err := s.bridges.attach(bridge, s.cfg.UIDBase+inst.slot, inst.record.Name.String())
-		if err != nil {
-			return nets, err
-		}
-		inst.taps = append(inst.taps, t.name)
-		nets = append(nets, solo5.Net{Name: b.Netif, Tap: t.file, MAC: mac(inst.record.Name, b), MTU: bridge.Attrs().MTU})
-	}
-	return nets, nil
-}
-
-func closeTaps(nets []solo5.Net) error {
-	var errs []error
-	for _, n := range nets {
-		errs = append(errs, n.Tap.Close())
-	}
-	return errors.Join(errs...)
-}
-
-// spawn starts the process, under a user of its own and in its control group. It does not pass its gate.
-func (s *Service) spawn(inst *instance, image loaded, nets []solo5.Net, stdout *os.File) (*waiting, error) {
-	file, err := seal(image.bytes)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = file.Close() }()
-	tender, err := solo5.PrepareSPT(solo5.Guest{
-		Image: file, Memory: inst.record.Args.Memory, Nets: nets,
-		Args: arguments(inst.record.Name, inst.record.Args), Name: inst.record.Name.Label(),
-	})
-	if mismatch := (*solo5.MismatchError)(nil); errors.As(err, &mismatch) {
-		return nil, refusal(mismatch.Error())
-	}
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = tender.Close() }()
-	cmd, gate, err := tender.GatedCommand()
-	if err != nil {
-		return nil, err
-	}
-	id := uint32(s.cfg.UIDBase + inst.slot)
-	cmd.Stdout, cmd.Stderr, cmd.Dir, cmd.Env = stdout, stdout, "/", []string{}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: id, Gid: id}, Setsid: true}
-	if err := inst.group.start(cmd); err != nil {
-		return nil, errors.Join(fmt.Errorf("start process: %w", err), gate.Close())
-	}
-	return &waiting{cmd: cmd, gate: gate}, nil
-}
-
-// seal returns a file in memory that holds an image and that nobody can change.
-func seal(image []byte) (*os.File, error) {
-	fd, err := unix.MemfdCreate("solo5-image", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
-	if err != nil {
-		return nil, fmt.Errorf("seal image: %w", err)
-	}
-	f := os.NewFile(uintptr(fd), "solo5-image")
-	_, err = f.Write(image)
-	if err == nil {
-		_, err = unix.FcntlInt(f.Fd(), unix.F_ADD_SEALS, unix.F_SEAL_SEAL|unix.F_SEAL_SHRINK|unix.F_SEAL_GROW|unix.F_SEAL_WRITE)
-	}
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("seal image: %w", err), f.Close())
-	}
-	return f, nil
-}
-
-// settle pins the process and writes it down.
-func (s *Service) settle(inst *instance, pid int) (err error) {
-	if inst.proc, err = openProcess(pid); err != nil {
-		return err
-	}
-	if ids := inst.record.Args.CPUIDs; len(ids) > 0 {
-		var set unix.CPUSet
-		for _, id := range ids {
-			set.Set(id)
-		}
-		if err := unix.SchedSetaffinity(pid, &set); err != nil {
-			return fmt.Errorf("pin to CPUs %v: %w", ids, err)
-		}
-	}
-	return s.store.saveHandle(inst.record.Name, handle{
-		identity: inst.proc.identity, Boot: s.boot, Slot: inst.slot, Taps: inst.taps, Started: inst.started, Attempt: inst.attempt,
-	})
-}
-
-// fifoPath is where the FIFO of a name is.
-func (s *Service) fifoPath(name albatross.Name) string {
-	return filepath.Join(s.cfg.RunDir, "fifo", fileName(name))
 }
 
 // run begins to watch an instance that runs.

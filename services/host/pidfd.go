@@ -102,12 +102,10 @@ func (p *process) signal(sig unix.Signal) error {
 	if err != nil {
 		return fmt.Errorf("signal process %d: %w", p.PID, err)
 	}
-	var serr error
-	err = raw.Control(func(fd uintptr) { serr = unix.PidfdSendSignal(int(fd), sig, nil, 0) })
-	if errors.Is(serr, unix.ESRCH) || errors.Is(err, os.ErrClosed) {
-		return nil
+	if cerr := raw.Control(func(fd uintptr) { err = unix.PidfdSendSignal(int(fd), sig, nil, 0) }); cerr != nil {
+		return nil //nolint:nilerr // it is closed, because the process is gone
 	}
-	if err = errors.Join(err, serr); err != nil {
+	if err != nil && !errors.Is(err, unix.ESRCH) {
 		return fmt.Errorf("signal process %d: %w", p.PID, err)
 	}
 	return nil

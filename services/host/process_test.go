@@ -96,7 +96,8 @@ func (c *child) end(t testing.TB, sig syscall.Signal) {
 func stored(t testing.TB, cfg host.Config, n albatross.Name) (h struct {
 	PID  int
 	Boot string
-}) {
+},
+) {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join(cfg.StateDir, "processes", n.String()))
 	if err == nil {
@@ -336,26 +337,25 @@ func TestKilledAtAnyMomentOfCreateNothingStays(t *testing.T) {
 	path := program(t)
 	image := hosttest.Guest(t, 1)
 	n := name(t, "a:x")
-	for delay := time.Duration(0); delay < 30*time.Millisecond; delay += time.Millisecond {
+	for delay := time.Duration(0); delay < 45*time.Millisecond; delay += 1500 * time.Microsecond {
 		h := startChild(t, path, cfg)
 		ctx, cancel := context.WithCancel(t.Context())
 		acknowledged := make(chan bool, 1)
 		go func() {
 			defer cancel()
-			up := false
-			for range 2 {
-				if err := h.Create(ctx, n, unikernel(image, 1, "wait")); err != nil {
-					break
+			for i := range 3 { // create, destroy, create
+				var err error
+				if i == 1 {
+					err = h.Destroy(ctx, n)
+				} else {
+					err = h.Create(ctx, n, unikernel(image, 1, "wait"))
 				}
-				up = true
-				if err := h.Destroy(ctx, n); err != nil {
-					up = false // nobody knows
-					acknowledged <- false
+				if err != nil {
+					acknowledged <- false // what was asked last may have happened or not
 					return
 				}
-				up = false
 			}
-			acknowledged <- up
+			acknowledged <- true
 		}()
 		timer := time.NewTimer(delay)
 		<-timer.C
@@ -369,7 +369,7 @@ func TestKilledAtAnyMomentOfCreateNothingStays(t *testing.T) {
 		if up && len(list) != 1 {
 			t.Errorf("killed after %v: an acknowledged unikernel is gone", delay)
 		}
-		if len(list) != len(taps(t)) {
+		if len(taps(t)) > len(list) { // fewer, if the unikernel is about to end
 			t.Errorf("killed after %v: %d unikernels, taps %v", delay, len(list), taps(t))
 		}
 		for _, r := range list {

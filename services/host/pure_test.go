@@ -216,8 +216,14 @@ func TestSlots(t *testing.T) {
 
 func TestRelative(t *testing.T) {
 	for _, c := range []struct{ name, asked, want string }{
-		{"foo:net", "foo:net", "foo:net"}, {"foo:net", ":", "foo:net"}, {"foo:net", "foo:", ":net"}, {"foo:sub:x", "foo:", "sub:x"},
-		{":net", "foo:", ""}, {"foobar:net", "foo:", ""}, {"foo:net", "foo:other", ""}, {":net", ":", ":net"},
+		{"foo:net", "foo:net", "foo:net"},
+		{"foo:net", ":", "foo:net"},
+		{"foo:net", "foo:", ":net"},
+		{"foo:sub:x", "foo:", "sub:x"},
+		{":net", "foo:", ""},
+		{"foobar:net", "foo:", ""},
+		{"foo:net", "foo:other", ""},
+		{":net", ":", ":net"},
 	} {
 		got, ok := relative(parse(c.name), parse(c.asked))
 		if ok != (c.want != "") || ok && got.String() != c.want {
@@ -241,7 +247,8 @@ func TestCheckImage(t *testing.T) {
 		"it fits":         {image(net), albatross.Args{Memory: 8, Bridges: bridge, CPUIDs: []int{0}}, ""},
 		"two of one name": {image(net), albatross.Args{Memory: 8, Bridges: append(bridge, bridge...)}, `specified bridge(s) does not match with the manifest. Devices present in manifest: net "service0"`},
 		"no block device": {
-			image(net, block), albatross.Args{Memory: 8, Bridges: bridge},
+			image(net, block),
+			albatross.Args{Memory: 8, Bridges: bridge},
 			`specified block device(s) does not match with the manifest. Devices present in manifest: net "service0", block "storage"`,
 		},
 		"a block device that is not there": {
