@@ -12,17 +12,17 @@ import (
 	fulmarv1 "fulmar/messages/fulmar/v1"
 )
 
-// surroundings are what a decision about a request may look at.
-type surroundings struct {
-	networks map[string]*fulmarv1.Network
-	heads    []*fulmarv1.Head
-	now      time.Time
-	fetch    time.Duration // allowed for images that come from elsewhere
+// Surroundings are what a decision about a request may look at.
+type Surroundings struct {
+	Networks map[string]*fulmarv1.Network // by name
+	Heads    []*fulmarv1.Head             // of all stacks
+	Now      time.Time
+	Fetch    time.Duration // allowed for images that come from elsewhere
 }
 
-// enter decides about a request: it gives the deployment to enter into the head, or a refusal. A request that the head
+// Enter decides about a request: it gives the deployment to enter into the head, or a refusal. A request that the head
 // holds already is given as it was entered; one that has been through is [messages.ErrGone].
-func enter(h *fulmarv1.Head, r bus.Request, w surroundings) (*fulmarv1.HeadDeployment, error) {
+func Enter(h *fulmarv1.Head, r bus.Request, w Surroundings) (*fulmarv1.HeadDeployment, error) {
 	if d := messages.Find(h, r.Generation); d != nil {
 		return d, nil
 	}
@@ -40,7 +40,7 @@ func enter(h *fulmarv1.Head, r bus.Request, w surroundings) (*fulmarv1.HeadDeplo
 	if err != nil {
 		return nil, err
 	}
-	network, ok := w.networks[d.GetContent().GetNetwork()]
+	network, ok := w.Networks[d.GetContent().GetNetwork()]
 	if !ok {
 		return nil, messages.Refuse(fulmarv1.ReasonCode_REASON_CODE_NOT_FOUND, "network %q does not exist", d.GetContent().GetNetwork())
 	}
@@ -49,19 +49,19 @@ func enter(h *fulmarv1.Head, r bus.Request, w surroundings) (*fulmarv1.HeadDeplo
 }
 
 // place refuses a deployment on another host than what is there, and one whose ports another stack holds.
-func place(h *fulmarv1.Head, stack string, d *fulmarv1.HeadDeployment, w surroundings) error {
+func place(h *fulmarv1.Head, stack string, d *fulmarv1.HeadDeployment, w Surroundings) error {
 	for _, other := range h.GetDeployments() {
 		if len(other.GetContent().GetUnits()) > 0 && other.GetState() != fulmarv1.State_STATE_CONDEMNED && other.GetHost() != d.GetHost() {
 			return messages.Refuse(fulmarv1.ReasonCode_REASON_CODE_CONFLICT, "network %s is on host %s, but stack %s is on host %s: retire it first",
 				d.GetContent().GetNetwork(), d.GetHost(), stack, other.GetHost())
 		}
 	}
-	return messages.CheckPorts(w.heads, stack, d.GetHost(), d.GetContent())
+	return messages.CheckPorts(w.Heads, stack, d.GetHost(), d.GetContent())
 }
 
 // content gives what a request deploys: only this differs from one kind of request to another.
-func content(h *fulmarv1.Head, r bus.Request, m proto.Message, w surroundings) (*fulmarv1.HeadDeployment, error) {
-	d := &fulmarv1.HeadDeployment{Deadline: timestamppb.New(w.now.Add(messages.DefaultDeadline))}
+func content(h *fulmarv1.Head, r bus.Request, m proto.Message, w Surroundings) (*fulmarv1.HeadDeployment, error) {
+	d := &fulmarv1.HeadDeployment{Deadline: timestamppb.New(w.Now.Add(messages.DefaultDeadline))}
 	live := messages.InState(h, fulmarv1.State_STATE_LIVE)
 	staged := messages.InState(h, fulmarv1.State_STATE_STAGED)
 	nothing := func(what string) error {
@@ -101,7 +101,7 @@ func content(h *fulmarv1.Head, r bus.Request, m proto.Message, w surroundings) (
 }
 
 // deploy gives new content.
-func deploy(h *fulmarv1.Head, r bus.Request, m *fulmarv1.DeployRequest, w surroundings) (*fulmarv1.HeadDeployment, error) {
+func deploy(h *fulmarv1.Head, r bus.Request, m *fulmarv1.DeployRequest, w Surroundings) (*fulmarv1.HeadDeployment, error) {
 	n, err := messages.Normalize(r.Stack, m)
 	if err != nil {
 		return nil, err
@@ -114,22 +114,22 @@ func deploy(h *fulmarv1.Head, r bus.Request, m *fulmarv1.DeployRequest, w surrou
 	limit := n.GetDeadline().AsDuration()
 	for _, u := range n.GetUnits() {
 		if u.GetImage().GetUrl() != "" {
-			limit += w.fetch
+			limit += w.Fetch
 		}
 	}
 	return &fulmarv1.HeadDeployment{
-		Deadline: timestamppb.New(w.now.Add(limit)), Staged: n.GetStaged(),
+		Deadline: timestamppb.New(w.Now.Add(limit)), Staged: n.GetStaged(),
 		Content: &fulmarv1.Content{Units: n.GetUnits(), Network: n.GetNetwork(), Drain: n.GetDrain()},
 	}, nil
 }
 
 // network gives the network of a request that names none: that of the stack, or the only one.
-func network(h *fulmarv1.Head, w surroundings) (string, error) {
+func network(h *fulmarv1.Head, w Surroundings) (string, error) {
 	if d := newest(h); d != nil {
 		return d.GetContent().GetNetwork(), nil
 	}
 	var names []string
-	for name := range w.networks {
+	for name := range w.Networks {
 		names = append(names, name)
 	}
 	slices.Sort(names)

@@ -54,10 +54,10 @@ func headOf(deployments ...*fulmarv1.HeadDeployment) *fulmarv1.Head {
 	return h
 }
 
-func aWorld(heads ...*fulmarv1.Head) surroundings {
-	return surroundings{networks: map[string]*fulmarv1.Network{
+func aWorld(heads ...*fulmarv1.Head) Surroundings {
+	return Surroundings{Networks: map[string]*fulmarv1.Network{
 		"lan": {Name: "lan", Host: "host1"}, "far": {Name: "far", Host: "host2"},
-	}, heads: heads, now: now, fetch: time.Minute}
+	}, Heads: heads, Now: now, Fetch: time.Minute}
 }
 
 func TestEnterGivesTheContent(t *testing.T) {
@@ -82,7 +82,7 @@ func TestEnterGivesTheContent(t *testing.T) {
 		"a retirement takes what is only underway as well":         {retireKind, headOf(entry(3, underway, a)), nothing()},
 	} {
 		t.Run(name, func(t *testing.T) {
-			got, err := enter(c.head, bus.Request{Generation: 9, Kind: c.kind, Stack: "web"}, aWorld())
+			got, err := Enter(c.head, bus.Request{Generation: 9, Kind: c.kind, Stack: "web"}, aWorld())
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -116,7 +116,7 @@ func TestEnterADeploy(t *testing.T) {
 		"generation 0 means a stack that is not yet": {nil, `{"if_newest":"0","network":"lan","units":[{"image":{"file":"/a"}}]}`, time.Minute, "lan", false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			got, err := enter(c.head, bus.Request{Generation: 9, Kind: deployKind, Stack: "web", Body: []byte(c.body)}, aWorld())
+			got, err := Enter(c.head, bus.Request{Generation: 9, Kind: deployKind, Stack: "web", Body: []byte(c.body)}, aWorld())
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -146,7 +146,7 @@ func TestEnterRefuses(t *testing.T) {
 	for name, c := range map[string]struct {
 		kind fulmarv1.Kind
 		head *fulmarv1.Head
-		w    surroundings
+		w    Surroundings
 		body string
 		code fulmarv1.ReasonCode
 		want string
@@ -154,7 +154,7 @@ func TestEnterRefuses(t *testing.T) {
 		"what cannot be read":                     {deployKind, nil, aWorld(), `{"x":1}`, invalid, `deploy request: unknown field "x" (line 1, column 2)`},
 		"what contradicts itself":                 {deployKind, nil, aWorld(), `{}`, invalid, "units: a deployment needs at least one; to take the stack out of service, retire it"},
 		"an unknown network":                      {deployKind, nil, aWorld(), `{"network":"wan",` + one + `}`, notFound, `network "wan" does not exist`},
-		"no network where there is none":          {deployKind, nil, surroundings{now: now}, `{` + one + `}`, notFound, "there is no network: add one with fulmar network add"},
+		"no network where there is none":          {deployKind, nil, Surroundings{Now: now}, `{` + one + `}`, notFound, "there is no network: add one with fulmar network add"},
 		"no network where there are two":          {deployKind, nil, aWorld(), `{` + one + `}`, invalid, `the request names no network and there are several: ["far" "lan"]`},
 		"a generation that has moved":             {deployKind, headOf(entry(3, live, a)), aWorld(), `{"if_newest":"2",` + one + `}`, conflict, "the request means stack web at generation 2, but its newest is 3"},
 		"a generation of any kind":                {retireKind, headOf(entry(3, live, a)), aWorld(), `{"if_newest":"4"}`, conflict, "the request means stack web at generation 4, but its newest is 3"},
@@ -173,7 +173,7 @@ func TestEnterRefuses(t *testing.T) {
 		"a rollback to a network that is no more": {rollbackKind, &fulmarv1.Head{Stack: "web", Previous: &fulmarv1.Content{Network: "old"}}, aWorld(), "", notFound, `network "old" does not exist`},
 	} {
 		t.Run(name, func(t *testing.T) {
-			_, err := enter(c.head, bus.Request{Generation: 9, Kind: c.kind, Stack: "web", Body: []byte(c.body)}, c.w)
+			_, err := Enter(c.head, bus.Request{Generation: 9, Kind: c.kind, Stack: "web", Body: []byte(c.body)}, c.w)
 			refusal, ok := messages.AsRefusal(err)
 			if !ok || refusal.Code != c.code || err.Error() != c.want {
 				t.Errorf("got  %v\nwant %s: %s", err, c.code, c.want)
@@ -184,11 +184,11 @@ func TestEnterRefuses(t *testing.T) {
 
 func TestEnterTwice(t *testing.T) {
 	d := entry(9, live, contentOf("a", 80))
-	got, err := enter(headOf(d), bus.Request{Generation: 9, Kind: deployKind, Stack: "web", Body: []byte("what it was is no matter")}, surroundings{})
+	got, err := Enter(headOf(d), bus.Request{Generation: 9, Kind: deployKind, Stack: "web", Body: []byte("what it was is no matter")}, Surroundings{})
 	if err != nil || got != d {
 		t.Errorf("one that was entered is given as %v, %v", got, err)
 	}
-	if _, err := enter(headOf(entry(10, live, contentOf("a", 80))), bus.Request{Generation: 9, Kind: deployKind, Stack: "web"}, surroundings{}); !errors.Is(err, messages.ErrGone) {
+	if _, err := Enter(headOf(entry(10, live, contentOf("a", 80))), bus.Request{Generation: 9, Kind: deployKind, Stack: "web"}, Surroundings{}); !errors.Is(err, messages.ErrGone) {
 		t.Errorf("one that has been through is %v, want ErrGone", err)
 	}
 }

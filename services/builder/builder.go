@@ -73,11 +73,11 @@ func (s *Service) accept(ctx context.Context, r bus.Request) (*fulmarv1.Event, e
 	if err := s.heads.CaughtUp(ctx); err != nil {
 		return nil, err
 	}
-	w := surroundings{networks: s.networks.All(), heads: slices.Collect(maps.Values(s.heads.All())), now: s.now(), fetch: s.config.Fetch}
+	w := Surroundings{Networks: s.networks.All(), Heads: slices.Collect(maps.Values(s.heads.All())), Now: s.now(), Fetch: s.config.Fetch}
 	var d *fulmarv1.HeadDeployment
 	_, err := s.bus.Heads.Edit(ctx, r.Stack, func(h *fulmarv1.Head) (*fulmarv1.Head, error) {
 		var err error
-		if d, err = enter(h, r, w); err != nil {
+		if d, err = Enter(h, r, w); err != nil {
 			return nil, err
 		}
 		return messages.Accept(h, r.Stack, d)
@@ -88,7 +88,7 @@ func (s *Service) accept(ctx context.Context, r bus.Request) (*fulmarv1.Event, e
 	if err != nil {
 		return nil, err
 	}
-	network := w.networks[d.GetContent().GetNetwork()]
+	network := w.Networks[d.GetContent().GetNetwork()]
 	if network == nil { // it was deleted after the request was entered; whoever leases from it says so
 		network = &fulmarv1.Network{Name: d.GetContent().GetNetwork(), Host: d.GetHost()}
 	}

@@ -100,66 +100,35 @@ func (s *Service) lease(ctx context.Context, e *fulmarv1.Event) (messages.Verb, 
 			return "", err // a conflict is tried again and finds what is written
 		}
 	}
-	return messages.Leased, complete(d, instances)
+	return messages.Leased, Complete(d, instances)
 }
 
-// assign gives the instances of a deployment, in the order of its units: kept ones first looked for, then what a
-// former try claimed, then new claims.
+// assign gives the instances of a deployment, with what a former try claimed and new claims.
 func (s *Service) assign(ctx context.Context, head *fulmarv1.Head, d *fulmarv1.Deployment) ([]*fulmarv1.Instance, error) {
 	if len(d.GetUnits()) == 0 {
 		return nil, nil
 	}
-	p, err := newPool(d.GetNetwork())
+	p, err := NewPool(d.GetNetwork())
 	if err != nil {
 		return nil, err
-	}
-	order, err := messages.ContentOrder(d.GetContent())
-	if err != nil {
-		return nil, messages.Refuse(fulmarv1.ReasonCode_REASON_CODE_INVALID, "%w", err)
-	}
-	var keepable []*fulmarv1.Instance
-	if d.GetKind() != fulmarv1.Kind_KIND_RENEW {
-		keepable = messages.Keepable(head, d.GetGeneration())
 	}
 	if err := s.leases.CaughtUp(ctx); err != nil { // what a former try claimed is found
 		return nil, err
 	}
-	assigned := map[string]*fulmarv1.Instance{}
-	for _, name := range order {
-		spec, unit := find(d, name)
-		at := messages.NewAddress(d.GetStack(), name, netip.Addr{}, p.prefix, d.GetNetwork().GetGateway())
-		sum, err := digest(spec, unit, d.GetNetwork(), at, addressIn(assigned))
-		if err != nil {
-			return nil, err
-		}
-		if i := kept(keepable, name, sum); i != nil {
-			assigned[name] = i
-			continue
-		}
-		i := &fulmarv1.Instance{Unit: name, Name: messages.InstanceName(d.GetStack(), name, d.GetGeneration()), Network: p.name, Digest: sum}
-		a, err := s.claim(ctx, p, i.GetName(), d.GetDeadline().AsTime())
-		if err != nil {
-			return nil, err
-		}
-		i.Address = a.String()
-		assigned[name] = i
-	}
-	var instances []*fulmarv1.Instance
-	for _, u := range d.GetContent().GetUnits() {
-		instances = append(instances, assigned[u.GetName()])
-	}
-	return instances, nil
+	return Assign(head, d, func(i *fulmarv1.Instance) (netip.Addr, error) {
+		return s.claim(ctx, p, i.GetName(), d.GetDeadline().AsTime())
+	})
 }
 
 // claim gives an instance an address of the pool: the one that it holds already, or a free one, claimed by its key.
-func (s *Service) claim(ctx context.Context, p pool, instance string, deadline time.Time) (netip.Addr, error) {
+func (s *Service) claim(ctx context.Context, p Pool, instance string, deadline time.Time) (netip.Addr, error) {
 	caughtUp := false
 	for ctx.Err() == nil {
 		held := poolLeases(p.name, s.leases.All())
-		if a, ok := held.heldBy(instance); ok {
+		if a, ok := held.HeldBy(instance); ok {
 			return a, nil
 		}
-		a, ok := p.pick(held, rand.Uint32N(p.size()), s.now())
+		a, ok := p.Pick(held, rand.Uint32N(p.size()), s.now())
 		if !ok && !caughtUp { // the view may lag: never say full from an old one
 			if err := s.leases.CaughtUp(ctx); err != nil {
 				return a, err
@@ -188,8 +157,8 @@ func (s *Service) claim(ctx context.Context, p pool, instance string, deadline t
 }
 
 // fullPool refuses, unless an address will have rested in time.
-func (s *Service) fullPool(p pool, l leases, deadline time.Time) error {
-	reason, first := p.full(l, s.now())
+func (s *Service) fullPool(p Pool, l Leases, deadline time.Time) error {
+	reason, first := p.Full(l, s.now())
 	if !first.IsZero() && first.Before(deadline) {
 		return bus.Later(min(first.Sub(s.now())+time.Millisecond, time.Second))
 	}
@@ -197,7 +166,7 @@ func (s *Service) fullPool(p pool, l leases, deadline time.Time) error {
 }
 
 // take writes the lease of a free address.
-func (s *Service) take(ctx context.Context, p pool, a netip.Addr, instance string) error {
+func (s *Service) take(ctx context.Context, p Pool, a netip.Addr, instance string) error {
 	key := messages.LeaseKey(p.name, a.String())
 	have, rev, err := s.bus.Leases.Get(ctx, key)
 	if err != nil {
@@ -253,68 +222,15 @@ func (s *Service) layToRest(ctx context.Context, network, address, instance stri
 			return l, nil
 		}
 		n := proto.CloneOf(l)
-		n.RestingUntil = timestamppb.New(restUntil(s.now(), head.GetLatestDeadline().AsTime(), s.config.Rest))
+		n.RestingUntil = timestamppb.New(RestUntil(s.now(), head.GetLatestDeadline().AsTime(), s.config.Rest))
 		return n, nil
 	})
 	return err
 }
 
-// complete adds the facts of the lease to a deployment.
-func complete(d *fulmarv1.Deployment, instances []*fulmarv1.Instance) error {
-	byUnit := map[string]*fulmarv1.Instance{}
-	for _, i := range instances {
-		byUnit[i.GetUnit()] = i
-	}
-	for _, u := range d.GetUnits() {
-		spec, _ := find(d, u.GetName())
-		i := byUnit[u.GetName()]
-		u.Instance = i
-		_, _, generation, _ := messages.ParseInstance(i.GetName())
-		u.Kept = generation != d.GetGeneration()
-		p, err := newPool(d.GetNetwork())
-		if err != nil {
-			return err
-		}
-		a, err := netip.ParseAddr(i.GetAddress())
-		if err != nil {
-			return fmt.Errorf("instance %s: %w", i.GetName(), err)
-		}
-		at := messages.NewAddress(d.GetStack(), u.GetName(), a, p.prefix, d.GetNetwork().GetGateway())
-		if u.Args, err = messages.RenderArgs(spec.GetArgs(), at, addressIn(byUnit)); err != nil {
-			return messages.Refuse(fulmarv1.ReasonCode_REASON_CODE_INVALID, "unit %s: %w", u.GetName(), err)
-		}
-	}
-	return nil
-}
-
-func addressIn(instances map[string]*fulmarv1.Instance) func(string) (string, error) {
-	return func(unit string) (string, error) {
-		i, ok := instances[unit]
-		if !ok {
-			return "", fmt.Errorf("unit %q has no address", unit)
-		}
-		return i.GetAddress(), nil
-	}
-}
-
-// find gives the spec and the facts of a unit.
-func find(d *fulmarv1.Deployment, name string) (spec *fulmarv1.UnitSpec, unit *fulmarv1.Unit) {
-	for _, s := range d.GetContent().GetUnits() {
-		if s.GetName() == name {
-			spec = s
-		}
-	}
-	for _, u := range d.GetUnits() {
-		if u.GetName() == name {
-			unit = u
-		}
-	}
-	return spec, unit
-}
-
 // poolLeases gives the leases of one network by address.
-func poolLeases(network string, all map[string]*fulmarv1.Lease) leases {
-	l := leases{}
+func poolLeases(network string, all map[string]*fulmarv1.Lease) Leases {
+	l := Leases{}
 	for key, r := range all {
 		n, address, ok := messages.ParseLeaseKey(key)
 		if a, err := netip.ParseAddr(address); ok && err == nil && n == network {

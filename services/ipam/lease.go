@@ -10,20 +10,20 @@ import (
 	fulmarv1 "fulmar/messages/fulmar/v1"
 )
 
-// pool is a network as ipam reads it.
-type pool struct {
+// Pool is a network as ipam reads it.
+type Pool struct {
 	name     string
 	prefix   netip.Prefix
 	gateway  netip.Addr
 	reserved []netip.Prefix
 }
 
-// newPool reads a network, and refuses one that cannot give addresses.
-func newPool(n *fulmarv1.Network) (pool, error) {
+// NewPool reads a network, and refuses one that cannot give addresses.
+func NewPool(n *fulmarv1.Network) (Pool, error) {
 	if err := messages.CheckNetwork(n); err != nil {
-		return pool{}, messages.Refuse(fulmarv1.ReasonCode_REASON_CODE_INVALID, "%w", err)
+		return Pool{}, messages.Refuse(fulmarv1.ReasonCode_REASON_CODE_INVALID, "%w", err)
 	}
-	p := pool{name: n.GetName(), prefix: netip.MustParsePrefix(n.GetPrefix()), gateway: netip.MustParseAddr(n.GetGateway())}
+	p := Pool{name: n.GetName(), prefix: netip.MustParsePrefix(n.GetPrefix()), gateway: netip.MustParseAddr(n.GetGateway())}
 	for _, s := range n.GetReserved() {
 		r, err := messages.ParseReserved(s)
 		if err != nil {
@@ -35,10 +35,10 @@ func newPool(n *fulmarv1.Network) (pool, error) {
 }
 
 // size is the number of addresses of the prefix.
-func (p pool) size() uint32 { return 1 << (32 - p.prefix.Bits()) }
+func (p Pool) size() uint32 { return 1 << (32 - p.prefix.Bits()) }
 
 // at gives address number i of the prefix.
-func (p pool) at(i uint32) netip.Addr {
+func (p Pool) at(i uint32) netip.Addr {
 	b := p.prefix.Addr().As4()
 	n := uint32(b[0])<<24 | uint32(b[1])<<16 | uint32(b[2])<<8 | uint32(b[3]) + i
 	return netip.AddrFrom4([4]byte{byte(n >> 24), byte(n >> 16), byte(n >> 8), byte(n)})
@@ -46,22 +46,22 @@ func (p pool) at(i uint32) netip.Addr {
 
 // leasable reports whether an address may ever be leased: it is neither the network's nor the broadcast address, nor
 // the gateway, nor reserved.
-func (p pool) leasable(a netip.Addr) bool {
+func (p Pool) leasable(a netip.Addr) bool {
 	return p.prefix.Contains(a) && a != p.at(0) && a != p.at(p.size()-1) && a != p.gateway &&
 		!slices.ContainsFunc(p.reserved, func(r netip.Prefix) bool { return r.Contains(a) })
 }
 
-// lease is a record of the pool as the view has it.
-type leases map[netip.Addr]*fulmarv1.Lease
+// Leases are the records of a pool, by address.
+type Leases map[netip.Addr]*fulmarv1.Lease
 
 // free reports whether an address can be claimed now: nobody holds it and it has rested.
-func (l leases) free(a netip.Addr, now time.Time) bool {
+func (l Leases) free(a netip.Addr, now time.Time) bool {
 	r, ok := l[a]
 	return !ok || r.GetRestingUntil() != nil && !now.Before(r.GetRestingUntil().AsTime())
 }
 
-// heldBy gives the address that an instance holds already.
-func (l leases) heldBy(instance string) (netip.Addr, bool) {
+// HeldBy gives the address that an instance holds already.
+func (l Leases) HeldBy(instance string) (netip.Addr, bool) {
 	for a, r := range l {
 		if r.GetInstance() == instance && r.GetRestingUntil() == nil {
 			return a, true
@@ -70,8 +70,8 @@ func (l leases) heldBy(instance string) (netip.Addr, bool) {
 	return netip.Addr{}, false
 }
 
-// pick gives the first free address of the pool from a start chosen at random, round once; none is reported by false.
-func (p pool) pick(l leases, start uint32, now time.Time) (netip.Addr, bool) {
+// Pick gives the first free address of the pool from a start chosen at random, round once; none is reported by false.
+func (p Pool) Pick(l Leases, start uint32, now time.Time) (netip.Addr, bool) {
 	for i := range p.size() {
 		a := p.at((start + i) % p.size())
 		if p.leasable(a) && l.free(a, now) {
@@ -81,8 +81,8 @@ func (p pool) pick(l leases, start uint32, now time.Time) (netip.Addr, bool) {
 	return netip.Addr{}, false
 }
 
-// full says why a pool has no free address, and when the first one has rested; that is zero if none rests.
-func (p pool) full(l leases, now time.Time) (reason string, first time.Time) {
+// Full says why a pool has no free address, and when the first one has rested; that is zero if none rests.
+func (p Pool) Full(l Leases, now time.Time) (reason string, first time.Time) {
 	held, resting := 0, 0
 	for a, r := range l {
 		if !p.leasable(a) {
@@ -101,19 +101,9 @@ func (p pool) full(l leases, now time.Time) (reason string, first time.Time) {
 	return fmt.Sprintf("network %s (%s) has no free address: %d held, %d resting", p.name, p.prefix, held, resting), first
 }
 
-// kept gives the instance that a unit of a digest keeps, among those that may be kept, newest first.
-func kept(keepable []*fulmarv1.Instance, unit, digest string) *fulmarv1.Instance {
-	for _, i := range keepable {
-		if i.GetUnit() == unit && i.GetDigest() == digest {
-			return i
-		}
-	}
-	return nil
-}
-
-// restUntil is how long an address rests after its instance is gone: until the latest deadline of its stack, when no
+// RestUntil is how long an address rests after its instance is gone: until the latest deadline of its stack, when no
 // frozen worker can start the instance any more, and the rest time on top.
-func restUntil(now, deadline time.Time, rest time.Duration) time.Time {
+func RestUntil(now, deadline time.Time, rest time.Duration) time.Time {
 	if deadline.After(now) {
 		return deadline.Add(rest)
 	}

@@ -22,9 +22,9 @@ func network(prefix, gateway string, reserved ...string) *fulmarv1.Network {
 	return &fulmarv1.Network{Name: "lan", Host: "host1", Bridge: "br0", Prefix: prefix, Gateway: gateway, Reserved: reserved}
 }
 
-func poolOf(t *testing.T, n *fulmarv1.Network) pool {
+func poolOf(t *testing.T, n *fulmarv1.Network) Pool {
 	t.Helper()
-	p, err := newPool(n)
+	p, err := NewPool(n)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -44,7 +44,7 @@ func TestNewPoolRefuses(t *testing.T) {
 		"a reservation that is no prefix":    network("10.0.0.0/24", "10.0.0.1", "10.0.0.0/40"),
 		"a prefix with bits that it cut off": network("10.0.0.5/24", "10.0.0.1"),
 	} {
-		if _, err := newPool(n); err == nil {
+		if _, err := NewPool(n); err == nil {
 			t.Errorf("%s: it was taken", name)
 		} else if _, refused := messages.AsRefusal(err); !refused {
 			t.Errorf("%s: %v is no refusal, so it would be tried for ever", name, err)
@@ -78,8 +78,8 @@ func rest(seconds int) *fulmarv1.Lease {
 	return l
 }
 
-func leasesOf(records map[string]*fulmarv1.Lease) leases {
-	l := leases{}
+func leasesOf(records map[string]*fulmarv1.Lease) Leases {
+	l := Leases{}
 	for a, r := range records {
 		l[netip.MustParseAddr(a)] = r
 	}
@@ -103,7 +103,7 @@ func TestPick(t *testing.T) {
 		"a full pool has none":                           {4, map[string]*fulmarv1.Lease{"10.0.0.2": rest(0), "10.0.0.3": rest(0), "10.0.0.4": rest(0), "10.0.0.5": rest(0), "10.0.0.6": rest(9)}, "invalid IP"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			got, ok := p.pick(leasesOf(c.have), c.start, now)
+			got, ok := p.Pick(leasesOf(c.have), c.start, now)
 			if got.String() != c.want || ok != (c.want != "invalid IP") {
 				t.Errorf("got %s, %v, want %s", got, ok, c.want)
 			}
@@ -134,7 +134,7 @@ func TestFull(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			reason, first := p.full(leasesOf(c.have), now)
+			reason, first := p.Full(leasesOf(c.have), now)
 			if reason != c.reason || !first.Equal(c.first) {
 				t.Errorf("got %q, %s, want %q, %s", reason, first, c.reason, c.first)
 			}
@@ -144,10 +144,10 @@ func TestFull(t *testing.T) {
 
 func TestHeldBy(t *testing.T) {
 	l := leasesOf(map[string]*fulmarv1.Lease{"10.0.0.2": rest(5), "10.0.0.3": rest(0)})
-	if a, ok := l.heldBy("web.web.1"); !ok || a.String() != "10.0.0.3" {
+	if a, ok := l.HeldBy("web.web.1"); !ok || a.String() != "10.0.0.3" {
 		t.Errorf("it holds %s, %v; an address that rests is not held", a, ok)
 	}
-	if a, ok := l.heldBy("web.web.2"); ok {
+	if a, ok := l.HeldBy("web.web.2"); ok {
 		t.Errorf("nobody's address is %s", a)
 	}
 }
@@ -181,7 +181,7 @@ func TestRestUntil(t *testing.T) {
 		"after the deadline, from now on":           {-time.Hour, time.Minute},
 		"at the deadline, from now on":              {0, time.Minute},
 	} {
-		if got := restUntil(now, now.Add(c.deadline), time.Minute).Sub(now); got != c.want {
+		if got := RestUntil(now, now.Add(c.deadline), time.Minute).Sub(now); got != c.want {
 			t.Errorf("%s: got %s, want %s", name, got, c.want)
 		}
 	}
@@ -309,7 +309,7 @@ func TestFailed(t *testing.T) {
 		"one that is retired is done":                       {said(messages.Retired), &fulmarv1.Head{Stack: "web", Newest: 7}, false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			e, due := failed(c.last, c.head, 7)
+			e, due := Failed(c.last, c.head, 7)
 			if due != c.due {
 				t.Fatalf("due: %v, want %v", due, c.due)
 			}

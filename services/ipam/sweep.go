@@ -69,7 +69,7 @@ func (s *Service) expire(ctx context.Context, stack string, generation uint64) e
 		if err != nil {
 			return err
 		}
-		e, due := failed(last, head, generation)
+		e, due := Failed(last, head, generation)
 		if !due {
 			return nil
 		}
@@ -80,10 +80,10 @@ func (s *Service) expire(ctx context.Context, stack string, generation uint64) e
 	return ctx.Err()
 }
 
-// failed gives what to say of a deployment that its head condemned because of its deadline, as the successor of its last
+// Failed gives what to say of a deployment that its head condemned because of its deadline, as the successor of its last
 // event. Nothing is due when that is said, or the deployment was condemned for another reason. Of one whose events are
 // lost, or that was entered and never accepted, the head says enough.
-func failed(last *fulmarv1.Event, h *fulmarv1.Head, generation uint64) (e *fulmarv1.Event, due bool) {
+func Failed(last *fulmarv1.Event, h *fulmarv1.Head, generation uint64) (e *fulmarv1.Event, due bool) {
 	entry := messages.Find(h, generation)
 	if entry.GetExpired() == "" || last != nil && messages.Verb(last.GetVerb()).Awaited() == "" {
 		return nil, false
