@@ -3,6 +3,7 @@ package host_test
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -84,21 +85,18 @@ func TestMemoryIsLimited(t *testing.T) {
 	d.create(t, fits, ucfg)
 	d.await(t, fits, is("touched"))
 
-	group := controlGroup(t, stored(t, cfg, fits).PID, "memory")
-	limit, err := os.ReadFile(filepath.Join(group, "memory.limit_in_bytes"))
-	if err != nil || strings.TrimSpace(string(limit)) != fmt.Sprint(72<<20) {
-		t.Errorf("limit of %s is %s, %v", group, limit, err)
+	if got := read(t, controlFile(t, stored(t, cfg, fits).PID, "memory", "memory.limit_in_bytes", "memory.max")); got != fmt.Sprint(72<<20) {
+		t.Errorf("the memory limit is %s", got)
 	}
-	pids, err := os.ReadFile(filepath.Join(controlGroup(t, stored(t, cfg, fits).PID, "pids"), "pids.max"))
-	if err != nil || strings.TrimSpace(string(pids)) != "1" {
-		t.Errorf("pids.max is %s, %v", pids, err)
+	if got := read(t, controlFile(t, stored(t, cfg, fits).PID, "pids", "pids.max", "pids.max")); got != "1" {
+		t.Errorf("pids.max is %s", got)
 	}
 
 	greedy := name(t, ":greedy")
 	ucfg.Arguments = []string{"touch", "500"}
 	d.create(t, greedy, ucfg)
-	group = controlGroup(t, stored(t, cfg, greedy).PID, "memory")
-	if err := os.WriteFile(filepath.Join(group, "memory.limit_in_bytes"), []byte("16777216"), 0); err != nil {
+	limit := controlFile(t, stored(t, cfg, greedy).PID, "memory", "memory.limit_in_bytes", "memory.max")
+	if err := os.WriteFile(limit, []byte("16777216"), 0); err != nil {
 		t.Fatal(err)
 	}
 	if lines := d.await(t, greedy, ended); lines[len(lines)-1] != "fulmar: killed by signal SIGKILL" {
@@ -106,29 +104,94 @@ func TestMemoryIsLimited(t *testing.T) {
 	}
 }
 
-// controlGroup is the directory of a process's group.
-func controlGroup(t testing.TB, pid int, controller string) string {
+// controlFile is a file of a process's control group, by its name in v1 or v2.
+func controlFile(t testing.TB, pid int, controller, v1, v2 string) string {
 	t.Helper()
+	unified := ""
 	for line := range strings.Lines(proc(t, pid, "cgroup")) {
-		parts := strings.SplitN(strings.TrimSpace(line), ":", 3)
-		if parts[1] == controller {
-			return filepath.Join("/sys/fs/cgroup", controller, parts[2])
+		switch parts := strings.SplitN(strings.TrimSpace(line), ":", 3); parts[1] {
+		case controller:
+			return filepath.Join("/sys/fs/cgroup", controller, parts[2], v1)
+		case "":
+			unified = parts[2]
 		}
 	}
-	t.Skipf("no %s controller of v1 here", controller)
-	return ""
+	return filepath.Join("/sys/fs/cgroup", unified, v2)
+}
+
+// read reads a file of one line.
+func read(t testing.TB, path string) string {
+	t.Helper()
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimSpace(string(text))
+}
+
+func TestWhatNothingExplainsIsSweptAtStart(t *testing.T) {
+	for version, c := range map[string]struct{ root, groups string }{
+		"v1": {"/sys/fs/cgroup", mounted("/sys/fs/cgroup/memory", unix.CGROUP_SUPER_MAGIC)},
+		"v2": {unifiedRoot(), unifiedRoot()},
+	} {
+		t.Run(version, func(t *testing.T) {
+			if c.groups == "" {
+				t.Skipf("control groups %s are not mounted here", version)
+			}
+			cfg := config(t)
+			cfg.CgroupRoot = c.root
+			group := filepath.Join(c.groups, cfg.Cgroup, "a:orphan")
+			if err := os.MkdirAll(group, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			orphan := exec.Command("sleep", "1000")
+			if err := orphan.Start(); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(filepath.Join(group, "cgroup.procs"), fmt.Appendln(nil, orphan.Process.Pid), 0); err != nil {
+				t.Fatal(err)
+			}
+			for _, file := range []string{"run/fifo/a:orphan", "state/images/0123", "state/processes/a:orphan", "state/tmp/half"} {
+				path := filepath.Join(filepath.Dir(cfg.RunDir), file)
+				if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+					t.Fatal(err)
+				}
+				if err := os.WriteFile(path, []byte("{"), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			ended := make(chan error, 1)
+			go func() { ended <- orphan.Wait() }() // or it stays in its group
+			start(t, cfg)
+			if err := <-ended; err == nil || err.Error() != "signal: killed" {
+				t.Errorf("the orphan ended with %v", err)
+			}
+			checkNothingLeft(t, cfg)
+		})
+	}
+}
+
+// unifiedRoot is where control groups v2 are mounted, or empty.
+func unifiedRoot() string {
+	if path := mounted("/sys/fs/cgroup", unix.CGROUP2_SUPER_MAGIC); path != "" {
+		return path
+	}
+	return mounted("/sys/fs/cgroup/unified", unix.CGROUP2_SUPER_MAGIC)
+}
+
+// mounted is path if a file system of the type is there, or else empty.
+func mounted(path string, magic int64) string {
+	var st unix.Statfs_t
+	if unix.Statfs(path, &st) != nil || st.Type != magic {
+		return ""
+	}
+	return path
 }
 
 // TestUnifiedControlGroups runs on v2 as far as the machine has it; on the build machines it has no controllers there.
 func TestUnifiedControlGroups(t *testing.T) {
 	cfg := config(t)
-	var root string
-	for _, path := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified"} {
-		var st unix.Statfs_t
-		if unix.Statfs(path, &st) == nil && st.Type == unix.CGROUP2_SUPER_MAGIC {
-			root = path
-		}
-	}
+	root := unifiedRoot()
 	if root == "" {
 		t.Skip("no control groups v2 mounted")
 	}
