@@ -106,7 +106,7 @@ func (m *measure) underLoad(ctx context.Context) error {
 	for i := range m.config.Switches {
 		r, err := m.deploy(ctx, "web", fmt.Sprintf("v%d", i+1), port)
 		if err != nil {
-			return errors.Join(err, fmt.Errorf("%d of %d requests failed: %v", load.Stop().Failed, i, err))
+			return fmt.Errorf("update %d, with %d failed requests so far: %w", i+1, load.Stop().Failed, err)
 		}
 		ends = append(ends, r)
 	}
