@@ -42,11 +42,10 @@ func TestAnImageOfAFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, source := range map[string]*fulmarv1.Image{
-		"by its path":              file(path),
-		"by its path and digest":   {Source: &fulmarv1.Image_File{File: path}, Sha256: digest},
-		"by a link within":         file(filepath.Join(w.root, "latest.spt")),
-		"by a way round":           file(w.root + "/x/../guest.spt"),
-		"as an object, afterwards": object(digest),
+		"by its path":            file(path),
+		"by its path and digest": {Source: &fulmarv1.Image_File{File: path}, Sha256: digest},
+		"by a link within":       file(filepath.Join(w.root, "latest.spt")),
+		"by a way round":         file(w.root + "/x/../guest.spt"),
 	} {
 		got, err := w.images().get(t.Context(), source)
 		if err != nil {
@@ -56,6 +55,9 @@ func TestAnImageOfAFile(t *testing.T) {
 		if got.digest != digest || got.size == 0 || got.solo5 == nil || !w.stored(digest) {
 			t.Errorf("%s: got %+v, stored: %v", name, got, w.stored(digest))
 		}
+	}
+	if got, err := w.images().get(t.Context(), object(digest)); err != nil || got.digest != digest || got.solo5 == nil {
+		t.Errorf("as an object, afterwards: got %+v, %v", got, err)
 	}
 }
 
