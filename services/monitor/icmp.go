@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/net/bpf"
 	"golang.org/x/net/icmp"
 	"golang.org/x/net/ipv4"
 	"golang.org/x/sys/unix"
@@ -26,6 +27,7 @@ const (
 // pinger sends echo requests and hears the answers, all over one socket: a datagram socket if net.ipv4.ping_group_range
 // allows it, else a raw one, which takes CAP_NET_RAW.
 type pinger struct {
+	id     int
 	conn   net.PacketConn
 	fd     syscall.RawConn
 	denied error
@@ -42,13 +44,15 @@ type waiter struct {
 }
 
 // newPinger makes a pinger whose requests another one on the host does not take for its own.
-func newPinger() *pinger { return &pinger{last: rand.Uint64(), waiting: map[uint64]waiter{}} }
+func newPinger() *pinger {
+	return &pinger{id: rand.N(1 << 16), last: rand.Uint64(), waiting: map[uint64]waiter{}}
+}
 
 // open makes the socket. Without one every ping fails with the reason.
 func (p *pinger) open() error {
-	conn, err := echoSocket(unix.SOCK_DGRAM)
+	conn, err := echoSocket(unix.SOCK_DGRAM, p.id)
 	if err != nil {
-		conn, err = echoSocket(unix.SOCK_RAW)
+		conn, err = echoSocket(unix.SOCK_RAW, p.id)
 	}
 	if err != nil {
 		p.denied = fmt.Errorf("no socket for echo requests, which takes CAP_NET_RAW or a group within net.ipv4.ping_group_range: %w", plain(err))
@@ -59,9 +63,9 @@ func (p *pinger) open() error {
 	return err
 }
 
-// echoSocket makes a socket of a kind that hears echo replies only. The kernel gives a datagram one no others; a raw one
-// takes a filter (linux/icmp.h).
-func echoSocket(kind int) (net.PacketConn, error) {
+// echoSocket makes a socket of a kind that hears the answers to requests with an id, and no others, so that what others
+// ping cannot crowd them out. With a datagram socket the kernel chooses the id and sees to that by itself.
+func echoSocket(kind, id int) (net.PacketConn, error) {
 	fd, err := unix.Socket(unix.AF_INET, kind|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, unix.IPPROTO_ICMP)
 	if err != nil {
 		return nil, err
@@ -69,11 +73,31 @@ func echoSocket(kind int) (net.PacketConn, error) {
 	f := os.NewFile(uintptr(fd), "icmp")
 	defer f.Close()
 	if kind == unix.SOCK_RAW {
-		if err := unix.SetsockoptInt(fd, unix.SOL_RAW, unix.ICMP_FILTER, ^(1 << uint(ipv4.ICMPTypeEchoReply))); err != nil {
+		if err := filterEcho(fd, id); err != nil {
 			return nil, fmt.Errorf("filter echo replies: %w", err)
 		}
 	}
 	return net.FilePacketConn(f)
+}
+
+func filterEcho(fd, id int) error {
+	program, err := bpf.Assemble([]bpf.Instruction{
+		bpf.LoadMemShift{Off: 0}, // the length of the IP header
+		bpf.LoadIndirect{Off: 0, Size: 2},
+		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: 0, SkipTrue: 3}, // type and code of an echo reply (RFC 792)
+		bpf.LoadIndirect{Off: 4, Size: 2},
+		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: uint32(id), SkipTrue: 1},
+		bpf.RetConstant{Val: maxEcho},
+		bpf.RetConstant{Val: 0},
+	})
+	if err != nil {
+		return err
+	}
+	filter := make([]unix.SockFilter, len(program))
+	for i, r := range program {
+		filter[i] = unix.SockFilter{Code: r.Op, Jt: r.Jt, Jf: r.Jf, K: r.K}
+	}
+	return unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]})
 }
 
 // run hears answers until ctx ends.
@@ -134,7 +158,7 @@ func (p *pinger) ping(ctx context.Context, to netip.Addr, timeout time.Duration)
 	token, answered := p.expect(to)
 	defer p.forget(token)
 	m := icmp.Message{Type: ipv4.ICMPTypeEcho, Body: &icmp.Echo{
-		ID: os.Getpid() & 0xffff, Seq: int(token & 0xffff), Data: binary.BigEndian.AppendUint64(nil, token),
+		ID: p.id, Seq: int(token & 0xffff), Data: binary.BigEndian.AppendUint64(nil, token),
 	}}
 	packet, err := m.Marshal(nil)
 	if err != nil {

@@ -140,6 +140,20 @@ func TestALostARPRequestDoesNotCostASecond(t *testing.T) {
 	}
 }
 
+func TestPingByADatagramSocket(t *testing.T) {
+	newGuest(t, 0)
+	if err := os.WriteFile("/proc/sys/net/ipv4/ping_group_range", []byte("0 0"), 0); err != nil {
+		t.Skip("ping sockets cannot be allowed:", err)
+	}
+	p := opened(t)
+	if _, ok := p.conn.(*net.UDPConn); !ok {
+		t.Errorf("the socket is a %T, want a datagram socket", p.conn)
+	}
+	if err := p.ping(t.Context(), netip.MustParseAddr("10.9.0.7"), 10*time.Second); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestAUnitThatIsNotThereCostsItsPatienceOnly(t *testing.T) {
 	newGuest(t, 0)
 	p, nobody := opened(t), netip.MustParseAddr("10.9.0.8")

@@ -22,10 +22,10 @@ import (
 
 func loopback() netip.Addr { return netip.AddrFrom4([4]byte{127, 0, 0, 1}) }
 
-// ask asks once with a second's patience, and gives the error's text.
+// ask asks once with much patience, and gives the error's text.
 func ask(t *testing.T, p probe) string {
 	t.Helper()
-	if err := p.ask(t.Context(), time.Second, time.Second); err != nil {
+	if err := p.ask(t.Context(), 10*time.Second, 10*time.Second); err != nil {
 		return err.Error()
 	}
 	return ""
@@ -76,7 +76,7 @@ func TestHTTPProbe(t *testing.T) {
 	for name, c := range map[string]struct {
 		spec *fulmarv1.HttpProbe
 		want string
-	}{
+	}{ // those without an answer are asked with little patience
 		"any good status":                         {&fulmarv1.HttpProbe{Path: "/"}, ""},
 		"a status of 400 or more":                 {&fulmarv1.HttpProbe{Path: "/gone"}, "status 410"},
 		"that very status":                        {&fulmarv1.HttpProbe{Path: "/gone", Status: 410}, ""},
@@ -100,8 +100,12 @@ func TestHTTPProbe(t *testing.T) {
 			}
 			defer p.close()
 			for range 2 { // the second over the same connection, if that can be used
+				timeout := 10 * time.Second
+				if c.spec.GetPath() == "/silent" || c.spec.GetPath() == "/stream" {
+					timeout = 100 * time.Millisecond
+				}
 				got := ""
-				if err := p.ask(t.Context(), time.Second, 100*time.Millisecond); err != nil {
+				if err := p.ask(t.Context(), timeout, timeout); err != nil {
 					got = err.Error()
 				}
 				if got != c.want {
@@ -206,8 +210,12 @@ func TestDNSProbe(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			patience := 10 * time.Second
+			if c.want == "no answer" {
+				patience = 100 * time.Millisecond
+			}
 			got := ""
-			if err := p.ask(t.Context(), 100*time.Millisecond, time.Second); err != nil {
+			if err := p.ask(t.Context(), patience, patience); err != nil {
 				got = err.Error()
 			}
 			if got != c.want {
