@@ -26,18 +26,18 @@ const (
 
 // attach returns what the guest is told about a network device.
 func (n Net) attach() (attachment, error) {
-	a := attachment{device: NetDevice, mac: n.MAC, mtu: n.MTU}
-	if a.mtu == 0 {
-		a.mtu = defaultMTU
+	a := attachment{Device: NetDevice, MAC: n.MAC, MTU: n.MTU}
+	if a.MTU == 0 {
+		a.MTU = defaultMTU
 	}
-	if a.mtu < minMTU || a.mtu > maxMTU {
-		return a, mismatch("network device %q: the MTU %d is not between %d and %d", n.Name, a.mtu, minMTU, maxMTU)
+	if a.MTU < minMTU || a.MTU > maxMTU {
+		return a, mismatch("network device %q: the MTU %d is not between %d and %d", n.Name, a.MTU, minMTU, maxMTU)
 	}
-	if a.mac == nil {
-		a.mac = randomMAC()
+	if a.MAC == nil {
+		a.MAC = randomMAC()
 	}
-	if len(a.mac) != 6 {
-		return a, mismatch("network device %q: %s is no Ethernet address", n.Name, a.mac)
+	if len(a.MAC) != 6 {
+		return a, mismatch("network device %q: %s is no Ethernet address", n.Name, a.MAC)
 	}
 	return a, nil
 }
@@ -73,15 +73,15 @@ func OpenBlock(path string) (*os.File, error) {
 
 // attach returns what the guest is told about a block device.
 func (b Block) attach() (attachment, error) {
-	a := attachment{device: BlockDevice, sector: b.SectorSize}
+	a := attachment{Device: BlockDevice, Sector: b.SectorSize}
 	bad := func(format string, args ...any) (attachment, error) {
 		return a, mismatch("block device %q: %s", b.Name, fmt.Sprintf(format, args...))
 	}
-	if a.sector == 0 {
-		a.sector = defaultSector
+	if a.Sector == 0 {
+		a.Sector = defaultSector
 	}
-	if a.sector < defaultSector || a.sector > maxSector || a.sector&(a.sector-1) != 0 {
-		return bad("a sector of %d bytes is not a power of two from %d to %d", a.sector, defaultSector, maxSector)
+	if a.Sector < defaultSector || a.Sector > maxSector || a.Sector&(a.Sector-1) != 0 {
+		return bad("a sector of %d bytes is not a power of two from %d to %d", a.Sector, defaultSector, maxSector)
 	}
 	info, err := b.File.Stat()
 	if err != nil {
@@ -97,9 +97,9 @@ func (b Block) attach() (attachment, error) {
 	if err != nil {
 		return a, fmt.Errorf("look for the size of block device %q: %w", b.Name, err)
 	}
-	if size == 0 || size%int64(a.sector) != 0 {
-		return bad("%s has %d bytes, which are no whole sectors of %d", b.File.Name(), size, a.sector)
+	if size == 0 || size%int64(a.Sector) != 0 {
+		return bad("%s has %d bytes, which are no whole sectors of %d", b.File.Name(), size, a.Sector)
 	}
-	a.capacity = uint64(size)
+	a.Capacity = uint64(size)
 	return a, nil
 }

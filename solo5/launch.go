@@ -124,7 +124,7 @@ func (t *Tender) begin(gate *os.File, number func(int, *os.File) int) ([]*os.Fil
 	p.attached = maps.Clone(p.attached)
 	for _, h := range slices.Sorted(maps.Keys(p.attached)) {
 		a := p.attached[h]
-		a.fd = hand(t.devices[h])
+		a.FD = hand(t.devices[h])
 		p.attached[h] = a
 	}
 	p.fds.gate = hand(gate)

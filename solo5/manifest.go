@@ -108,16 +108,17 @@ func alphanumeric(s string) bool {
 	return true
 }
 
-// An attachment is what a tender adds to the entry of a device.
+// An attachment is what a tender adds to the entry of a device. Its fields are
+// exported because it is part of the order that an hvt tender is given.
 type attachment struct {
-	device DeviceType
-	fd     int
+	Device DeviceType
+	FD     int
 
-	mac net.HardwareAddr // of a network device
-	mtu int
+	MAC net.HardwareAddr // of a network device
+	MTU int
 
-	capacity uint64 // of a block device, in bytes, a multiple of the sector size
-	sector   int
+	Capacity uint64 // of a block device, in bytes, a multiple of the sector size
+	Sector   int
 }
 
 // encodeManifest makes the manifest that the guest gets: its own, made anew of
@@ -140,13 +141,13 @@ func encodeManifest(devices []Device, attached map[int]attachment) []byte {
 
 // encode fills an entry in.
 func (a attachment) encode(e []byte) {
-	if a.device == BlockDevice {
-		binary.LittleEndian.PutUint64(e[entryCapacityAt:], a.capacity)
-		binary.LittleEndian.PutUint16(e[entrySectorAt:], uint16(a.sector))
+	if a.Device == BlockDevice {
+		binary.LittleEndian.PutUint64(e[entryCapacityAt:], a.Capacity)
+		binary.LittleEndian.PutUint16(e[entrySectorAt:], uint16(a.Sector))
 	} else {
-		copy(e[entryMACAt:entryMTUAt], a.mac)
-		binary.LittleEndian.PutUint16(e[entryMTUAt:], uint16(a.mtu))
+		copy(e[entryMACAt:entryMTUAt], a.MAC)
+		binary.LittleEndian.PutUint16(e[entryMTUAt:], uint16(a.MTU))
 	}
-	binary.LittleEndian.PutUint32(e[entryFDAt:], uint32(a.fd))
+	binary.LittleEndian.PutUint32(e[entryFDAt:], uint32(a.FD))
 	e[entryAttachedAt] = 1
 }

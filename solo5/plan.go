@@ -108,7 +108,7 @@ func closeAllBut(t *trampoline, keep []int) {
 func (p plan) handles(of DeviceType) []int {
 	var list []int
 	for h, a := range p.attached {
-		if a.device == of {
+		if a.Device == of {
 			list = append(list, h)
 		}
 	}
@@ -121,7 +121,7 @@ func (p plan) handles(of DeviceType) []int {
 func (p plan) descriptorsOf(of DeviceType) []int {
 	var list []int
 	for _, h := range p.handles(of) {
-		list = append(list, p.attached[h].fd)
+		list = append(list, p.attached[h].FD)
 	}
 	return list
 }

@@ -26,6 +26,7 @@ const (
 	sysEpollPwait     = 281
 	sysTimerfdSettime = 286
 	sysSeccomp        = 317
+	sysExecveat       = 322
 	sysCloseRange     = 436
 )
 
@@ -87,9 +88,9 @@ func (p plan) rules() []rule {
 // transfers returns the rules of a block device: one sector at a time, where
 // there is one, so that the guest cannot make the file larger.
 func (a attachment) transfers() []rule {
-	sector := uint64(a.sector)
-	where := []condition{{2, isEqual, sector}, {3, isAtMost, a.capacity - sector}, {3, hasNone, sector - 1}}
-	return []rule{of(sysPread64, a.fd, where...), of(sysPwrite64, a.fd, where...)}
+	sector := uint64(a.Sector)
+	where := []condition{{2, isEqual, sector}, {3, isAtMost, a.Capacity - sector}, {3, hasNone, sector - 1}}
+	return []rule{of(sysPread64, a.FD, where...), of(sysPwrite64, a.FD, where...)}
 }
 
 // Instructions of a seccomp program.

@@ -186,8 +186,12 @@ func (i *Image) CheckMemory(mb int) error {
 	if need := i.MinMemory(); mb < need {
 		return mismatch("memory of %d MB is too small: the image needs at least %d MB", mb, need)
 	}
-	if mb > guestMaxMB {
-		return mismatch("memory of %d MB is too large: a guest can have at most %d MB", mb, guestMaxMB)
+	most := guestMaxMB
+	if i.Target == HVT {
+		most = hvtMaxMB
+	}
+	if mb > most {
+		return mismatch("memory of %d MB is too large: a guest can have at most %d MB", mb, most)
 	}
 	return nil
 }

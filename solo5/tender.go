@@ -131,7 +131,7 @@ func (t *Tender) describe(img *Image, g Guest) (err error) {
 // attach gives the device of the manifest its file.
 func (t *Tender) attach(img *Image, name string, f *os.File, a attachment) {
 	for _, d := range img.Devices {
-		if d.Type == a.device && d.Name == name {
+		if d.Type == a.Device && d.Name == name {
 			t.plan.attached[d.Handle], t.devices[d.Handle] = a, f
 		}
 	}

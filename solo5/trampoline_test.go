@@ -73,7 +73,7 @@ func TestTrampolineIsBounded(t *testing.T) {
 	}
 	for n := range maxEntries - 1 {
 		full.image.Devices = append(full.image.Devices, Device{Name: strings.Repeat("n", 67), Type: NetDevice, Handle: n + 1})
-		full.attached[n+1] = attachment{device: NetDevice, fd: 2*n + 10}
+		full.attached[n+1] = attachment{Device: NetDevice, FD: 2*n + 10}
 	}
 	if b, err := full.spt(); err != nil {
 		t.Errorf("%d bytes, %v", len(b), err)
@@ -164,7 +164,7 @@ func judge(t *testing.T, program []unix.SockFilter, data [16]uint32) uint32 {
 
 func TestFilterAllowsNothingElse(t *testing.T) {
 	p := plan{fds: descriptors{epoll: 5, timer: 6}, attached: map[int]attachment{
-		1: {device: NetDevice, fd: 7}, 2: {device: NetDevice, fd: 300},
+		1: {Device: NetDevice, FD: 7}, 2: {Device: NetDevice, FD: 300},
 	}}
 	program := filter(p.rules())
 	type attempt struct {

@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 )
 
 // The C sources lie in a folder of their own, because the go command takes C
@@ -25,6 +26,17 @@ var sources embed.FS
 // Build compiles the unikernel for the target spt and returns the path of the
 // image, hello.spt in the folder dir. It needs gcc, and takes about a second.
 func Build(ctx context.Context, dir string) (string, error) {
+	return build(ctx, dir, "spt")
+}
+
+// BuildHVT is [Build] for the target hvt, and the image is hello.hvt.
+func BuildHVT(ctx context.Context, dir string) (string, error) {
+	return build(ctx, dir, "hvt")
+}
+
+// build compiles the files that are the same for all targets, and the one of
+// this target.
+func build(ctx context.Context, dir, target string) (string, error) {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
 		return "", fmt.Errorf("build hello in %q: %w", dir, err)
@@ -45,9 +57,10 @@ func Build(ctx context.Context, dir string) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("build hello: %w", err)
 	}
+	files = slices.DeleteFunc(files, func(f string) bool { return (f == "spt.c" || f == "hvt.c") && f != target+".c" })
 
 	// gcc writes beside the sources, and a rename makes the image appear whole.
-	built, image := filepath.Join(work, "hello.spt"), filepath.Join(dir, "hello.spt")
+	built, image := filepath.Join(work, "hello."+target), filepath.Join(dir, "hello."+target)
 	cmd := exec.CommandContext(ctx, "gcc", append([]string{"@gcc.flags", "-o", built}, files...)...)
 	cmd.Dir = work
 	if out, err := cmd.CombinedOutput(); err != nil {

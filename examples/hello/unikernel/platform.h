@@ -1,6 +1,6 @@
 /*
- * What the unikernel needs of the machine it runs on. spt.c is the one
- * implementation so far; hvt needs another file like it, and nothing else.
+ * What the unikernel needs of the machine it runs on: spt.c and hvt.c have it,
+ * one for each target.
  */
 #ifndef PLATFORM_H
 #define PLATFORM_H
