@@ -84,7 +84,7 @@ func (s *Service) Run(ctx context.Context) error {
 }
 
 // check says healthy of a started deployment once its trial is passed. A trial goes on between deliveries: one that
-// takes long gives its place in the bus to others, and to newer deployments of its stack, and is asked again.
+// takes long gives its place in the bus to others and is asked again.
 func (s *Service) check(ctx context.Context, e *fulmarv1.Event) (messages.Verb, error) {
 	d := e.GetDeployment()
 	name := messages.DeploymentName(d.GetStack(), d.GetGeneration())
