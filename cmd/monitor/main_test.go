@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"io"
 	"log/slog"
 	"strings"
 	"testing"
@@ -65,7 +64,7 @@ func TestAHostThatCannotBeNamedIsRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer server.Stop()
-	err = serve(t.Context(), config{Config: bus.Config{NATS: server.URL()}, Host: "Host.1"}, slog.New(slog.NewJSONHandler(io.Discard, nil)))
+	err = serve(t.Context(), config{Config: bus.Config{NATS: server.URL()}, Host: "Host.1"}, slog.New(slog.DiscardHandler))
 	if err == nil || !strings.Contains(err.Error(), `host "Host.1"`) {
 		t.Errorf("it ended with %v", err)
 	}
