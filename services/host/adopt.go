@@ -17,11 +17,11 @@ func (s *Service) adopt() error {
 	if err != nil {
 		return err
 	}
-	var later []*instance                                          // to be started again
-	names, digests := make(map[string]bool), make(map[string]bool) // of adopted instances, and of images in use
+	var later []*instance // to be started again
+	known := explained{names: make(map[string]bool), handles: make(map[string]bool), digests: make(map[string]bool)}
 	for _, v := range all {
 		s.refs[hex.EncodeToString(v.Digest)]++
-		digests[hex.EncodeToString(v.Digest)] = true
+		known.digests[hex.EncodeToString(v.Digest)] = true
 	}
 	for _, v := range all {
 		inst, adopted, err := s.find(v)
@@ -31,14 +31,15 @@ func (s *Service) adopt() error {
 		s.names[v.Name] = &entry{inst: inst}
 		switch {
 		case adopted:
-			names[fileName(v.Name)] = true
+			known.names[fileName(v.Name)], known.handles[fileName(v.Name)] = true, true
 		case s.wanted(v):
+			known.handles[fileName(v.Name)] = true
 			later = append(later, inst)
 		default:
 			s.missed(inst)
 		}
 	}
-	if err := s.sweep(names, digests); err != nil {
+	if err := s.sweep(known); err != nil {
 		return err
 	}
 	for _, v := range all {
@@ -118,8 +119,15 @@ func (s *Service) missed(inst *instance) {
 	s.log.Info("unikernel ended while host did not run", "unikernel", name.String(), "how", exit{}.String())
 }
 
-// sweep removes everything that no adopted instance explains: processes, control groups, FIFOs, files.
-func (s *Service) sweep(names, digests map[string]bool) error {
+// explained is what has a reason to be there, by the names of files.
+type explained struct {
+	names   map[string]bool // of adopted instances
+	handles map[string]bool // of those and of instances that are to be started again
+	digests map[string]bool // of images in use
+}
+
+// sweep removes everything that is not explained: processes, control groups, FIFOs, files.
+func (s *Service) sweep(known explained) error {
 	orphans, err := s.store.orphans()
 	if err != nil {
 		return err
@@ -134,7 +142,7 @@ func (s *Service) sweep(names, digests map[string]bool) error {
 		return err
 	}
 	for _, name := range groups {
-		if names[name] {
+		if known.names[name] {
 			continue
 		}
 		g := &group{c: s.cgroups, name: name}
@@ -143,7 +151,7 @@ func (s *Service) sweep(names, digests map[string]bool) error {
 		}
 		s.log.Warn("removed an orphaned control group", "group", name)
 	}
-	return errors.Join(sweepDir(filepath.Join(s.cfg.RunDir, "fifo"), names), s.store.sweep(names, digests))
+	return errors.Join(sweepDir(filepath.Join(s.cfg.RunDir, "fifo"), known.names), s.store.sweep(known.handles, known.digests))
 }
 
 // endOrphan kills a process that is written down and belongs to nothing: its destroy was cut short.

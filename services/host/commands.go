@@ -171,7 +171,7 @@ func (s *Service) replace(e *entry, r record, image loaded) error {
 		}
 	}
 	if err := s.start(e, r, image, 0); err != nil {
-		err = errors.Join(err, s.store.dropRecord(r.Name))
+		err = errors.Join(err, s.store.dropRecord(r.Name), s.store.dropHandle(r.Name))
 		if e.inst != nil {
 			s.forget(e)
 		}

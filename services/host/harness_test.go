@@ -40,7 +40,7 @@ func config(t testing.TB) host.Config {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	cfg := host.Config{RunDir: filepath.Join(dir, "run"), StateDir: filepath.Join(dir, "state"), Cgroup: "fulmar-test-" + filepath.Base(dir), UIDBase: 700000}
+	cfg := host.Config{RunDir: filepath.Join(dir, "run"), StateDir: filepath.Join(dir, "state"), Cgroup: "fulmar-test-" + filepath.Base(dir), UIDBase: 1000000 + os.Getpid()%1000000*1000} // no other test's
 	t.Cleanup(func() {
 		checkNothingLeft(t, cfg)
 		for _, dir := range controlGroupParents(cfg) {

@@ -48,7 +48,7 @@ func TestUnikernelRunsFromCreateToDestroy(t *testing.T) {
 		t.Errorf("bridges of info (-want +got):\n%s", diff)
 	}
 	for _, tapName := range taps(t) {
-		checkTap(t, tapName, br, n)
+		checkTap(t, tapName, br, n, cfg.UIDBase)
 	}
 	if got := len(taps(t)); got != 2 {
 		t.Errorf("%d taps, want 2", got)
@@ -69,7 +69,7 @@ func TestUnikernelRunsFromCreateToDestroy(t *testing.T) {
 }
 
 // checkTap looks at a tap of the unikernel n.
-func checkTap(t *testing.T, tapName string, br *netlink.Bridge, n albatross.Name) {
+func checkTap(t *testing.T, tapName string, br *netlink.Bridge, n albatross.Name, uid int) {
 	t.Helper()
 	link, err := netlink.LinkByName(tapName)
 	if err != nil {
@@ -80,7 +80,7 @@ func checkTap(t *testing.T, tapName string, br *netlink.Bridge, n albatross.Name
 		t.Fatal(err)
 	}
 	tap, ok := link.(*netlink.Tuntap)
-	if !ok || tap.NonPersist != true || tap.Owner != 700000 || link.Attrs().MasterIndex != br.Index || link.Attrs().Flags&net.FlagUp == 0 ||
+	if !ok || tap.NonPersist != true || int(tap.Owner) != uid || link.Attrs().MasterIndex != br.Index || link.Attrs().Flags&net.FlagUp == 0 ||
 		link.Attrs().Alias != n.String() || !info.Hairpin {
 		t.Errorf("tap is %+v, hairpin %v", link, info.Hairpin)
 	}

@@ -80,9 +80,7 @@ func (s *Service) forget(e *entry) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.unrefImage(e.inst.record.Digest)
-	if err := s.store.dropHandle(e.inst.record.Name); err != nil { // it may be due to be started again
-		s.log.Warn("could not forget a process", "unikernel", e.inst.record.Name.String(), "err", err)
-	}
+	s.dropHandle(e.inst.record.Name) // it may be due to be started again
 	e.inst = nil
 }
 
@@ -162,8 +160,25 @@ func (s *Service) watch(ctx context.Context, inst *instance) {
 	if err != nil {
 		s.log.Error("could not wait for a unikernel", "unikernel", inst.record.Name.String(), "err", err)
 	}
+	next, again := after(inst.record, ended)
+	attempt, wait := pause(inst.attempt, time.Since(inst.started))
+	if again && !inst.stopping.Load() { // before anybody can know of the end: host may die now
+		s.markDue(inst.record.Name, attempt)
+	} else {
+		s.dropHandle(inst.record.Name)
+	}
 	s.buried(inst, ended)
-	s.resume(ctx, inst, ended)
+	if s.settled(inst, again) {
+		return
+	}
+	s.startLater(ctx, inst, next, attempt, wait)
+}
+
+// dropHandle says that nothing runs under a name.
+func (s *Service) dropHandle(name albatross.Name) {
+	if err := s.store.dropHandle(name); err != nil {
+		s.log.Error("could not forget a process", "unikernel", name.String(), "err", err)
+	}
 }
 
 // buried removes what an instance held, and tells of its end.
@@ -182,9 +197,9 @@ func (s *Service) buried(inst *instance, ended exit) {
 	close(inst.done)
 }
 
-// release removes what an instance holds beside its process, as far as it has it.
+// release removes what an instance holds beside its process, as far as it has it; what is written of it is the caller's.
 func (s *Service) release(inst *instance) error {
-	errs := []error{closeFile(inst.fifo), removeFile(s.fifoPath(inst.record.Name)), s.store.dropHandle(inst.record.Name)}
+	errs := []error{closeFile(inst.fifo), removeFile(s.fifoPath(inst.record.Name))}
 	if inst.group != nil {
 		errs = append(errs, inst.group.remove(context.Background()))
 	}

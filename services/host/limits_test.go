@@ -46,8 +46,9 @@ func TestTheProcessHasNoMoreRightsThanItNeeds(t *testing.T) {
 	d.await(t, n, is("up"))
 	pid := stored(t, cfg, n).PID
 	status := proc(t, pid, "status")
+	ids := strings.TrimSpace(strings.Repeat(fmt.Sprint(cfg.UIDBase, " "), 4))
 	for key, want := range map[string]string{
-		"Uid": "700000 700000 700000 700000", "Gid": "700000 700000 700000 700000", "Groups": "", "CapEff": "0000000000000000",
+		"Uid": ids, "Gid": ids, "Groups": "", "CapEff": "0000000000000000",
 		"CapPrm": "0000000000000000", "NoNewPrivs": "1", "Seccomp": "2", "Cpus_allowed_list": "1", "Threads": "1",
 	} {
 		if got := field(status, key); got != want {

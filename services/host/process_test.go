@@ -384,3 +384,31 @@ func TestKilledAtAnyMomentOfCreateNothingStays(t *testing.T) {
 		}
 	}
 }
+
+// TestADueRestartSurvivesTheDaemon kills host while a unikernel waits to be started again, twice.
+func TestADueRestartSurvivesTheDaemon(t *testing.T) {
+	cfg := config(t)
+	path := program(t)
+	n := name(t, ":again")
+	h := startChild(t, path, cfg)
+	ucfg := unikernel(hosttest.Guest(t, 0), 0, "exit", "3")
+	ucfg.Fail.Restart = true
+	h.create(t, n, ucfg)
+	for range 2 {
+		count := 0
+		h.await(t, n, func(s string) bool {
+			if ended(s) {
+				count++
+			}
+			return count == 2
+		})
+		h.end(t, syscall.SIGKILL)
+		h = startChild(t, path, cfg)
+	}
+	h.await(t, n, is("exiting"))
+	reply := ask(t, cfg, albatross.VMMDSocket, albatross.Wire{Header: albatross.Header{Name: n}, Payload: albatross.UnikernelDestroy{}})
+	if _, ok := reply.Payload.(albatross.Text); !ok {
+		t.Errorf("destroy: %+v", reply)
+	}
+	checkNothingLeft(t, cfg)
+}

@@ -34,31 +34,23 @@ func after(r record, ended exit) (next record, again bool) {
 	return r, r.Args.Fail.Restart && ended.restarts(slices.Clone(r.Args.Fail.ExitCodes))
 }
 
-// resume decides what becomes of a name whose instance has ended by itself: it is forgotten, or started again after a pause.
-// A command for the name that comes first has its way.
-func (s *Service) resume(ctx context.Context, inst *instance, ended exit) {
-	next, again := after(inst.record, ended)
-	attempt, wait := pause(inst.attempt, time.Since(inst.started))
+// settled decides what becomes of a name whose instance has ended: if it is not to be started again it is forgotten. A command for the
+// name that comes first has its way. It returns false if inst is to be started again.
+func (s *Service) settled(inst *instance, again bool) bool {
 	name := inst.record.Name
-	settled := func() bool {
-		e, unlock := s.lock(name)
-		defer unlock()
-		if inst.stopping.Load() || e.inst != inst {
-			return true // a command has taken it in hand
-		}
-		if again {
-			s.markDue(name, attempt)
-			return false
-		}
-		if err := s.store.dropRecord(name); err != nil {
-			s.log.Error("could not forget a unikernel", "unikernel", name.String(), "err", err)
-		}
-		s.forget(e)
-		return true
-	}()
-	if !settled {
-		s.startLater(ctx, inst, next, attempt, wait)
+	e, unlock := s.lock(name)
+	defer unlock()
+	if inst.stopping.Load() || e.inst != inst {
+		return true // a command has taken it in hand
 	}
+	if again {
+		return false
+	}
+	if err := s.store.dropRecord(name); err != nil {
+		s.log.Error("could not forget a unikernel", "unikernel", name.String(), "err", err)
+	}
+	s.forget(e)
+	return true
 }
 
 // startLater starts next in the place of inst, which is done, and tries again with longer and longer pauses if that fails.

@@ -18,8 +18,7 @@ import (
 )
 
 // start makes a process of a unikernel, with all that it needs, gives it to the entry, which is locked, and lets it run. It is the attempt-th
-// start in short order. If it fails, nothing stays but what the entry had before,
-// and the record, which is the caller's to drop.
+// start in short order. If it fails, nothing stays but what the entry had before, and the record, which is the caller's to drop.
 func (s *Service) start(e *entry, r record, image loaded, attempt int) (err error) {
 	begin := time.Now()
 	r.Boot = s.boot
@@ -28,10 +27,10 @@ func (s *Service) start(e *entry, r record, image loaded, attempt int) (err erro
 	g.Go(func() error { return s.store.saveRecord(r) })
 	inst := &instance{record: r, started: begin, attempt: attempt, slot: noSlot, exited: make(chan struct{}), done: make(chan struct{})}
 	w, err := s.prepare(inst, image)
-	if serr := g.Wait(); serr != nil && err == nil {
-		err = errors.Join(serr, w.kill())
-	}
-	if err != nil {
+	if err = errors.Join(err, g.Wait()); err != nil {
+		if w != nil {
+			err = errors.Join(err, w.kill())
+		}
 		s.dropImage(r.Digest)
 		return errors.Join(err, s.release(inst))
 	}
@@ -64,7 +63,8 @@ func (w *waiting) kill() error {
 	return err
 }
 
-// prepare brings a process to its gate: in its control group, on its CPUs, with its taps, and written down.
+// prepare brings a process to its gate: in its control group, on its CPUs, with its taps, and written down. It may return both a process and
+// an error.
 func (s *Service) prepare(inst *instance, image loaded) (_ *waiting, err error) {
 	r := inst.record
 	if inst.slot, err = s.slots.take(); err != nil {

@@ -229,8 +229,8 @@ func (s *store) orphans() ([]handle, error) {
 }
 
 // sweep removes handles of names and images of digests that are not kept.
-func (s *store) sweep(names, digests map[string]bool) error {
-	return errors.Join(sweepDir(s.path("processes"), names), sweepDir(s.path("images"), digests))
+func (s *store) sweep(handles, digests map[string]bool) error {
+	return errors.Join(sweepDir(s.path("processes"), handles), sweepDir(s.path("images"), digests))
 }
 
 // sweepDir removes every file that is not kept.
