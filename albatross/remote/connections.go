@@ -1,0 +1,73 @@
+package remote
+
+import (
+	"net"
+	"slices"
+	"sync"
+
+	"fulmar/albatross"
+)
+
+// connection is one client. Its fields belong to connections.
+type connection struct {
+	net.Conn
+	known bool // the root or who it delegated to signed it
+	path  albatross.Path
+}
+
+// connections are the clients, oldest first.
+type connections struct {
+	mu    sync.Mutex
+	limit int
+	all   []*connection
+	group sync.WaitGroup
+}
+
+func newConnections(limit int) *connections { return &connections{limit: limit} }
+
+// add takes a client in. If there are too many, the oldest that has not yet said who it is gives way; if all have, there is no
+// room: nil.
+func (cs *connections) add(conn net.Conn) *connection {
+	cs.mu.Lock()
+	defer cs.mu.Unlock()
+	if len(cs.all) >= cs.limit {
+		oldest := slices.IndexFunc(cs.all, func(c *connection) bool { return !c.known })
+		if oldest < 0 {
+			return nil
+		}
+		_ = cs.all[oldest].Close() // its goroutine ends and finds itself removed
+		cs.all = slices.Delete(cs.all, oldest, oldest+1)
+	}
+	c := &connection{Conn: conn}
+	cs.all = append(cs.all, c)
+	return c
+}
+
+// authenticated says whose a client is: it gives way to nobody any more. It is false if there are too many of its path.
+func (cs *connections) authenticated(c *connection, path albatross.Path) bool {
+	cs.mu.Lock()
+	defer cs.mu.Unlock()
+	same := 0
+	for _, other := range cs.all {
+		if other.known && other.path == path {
+			same++
+		}
+	}
+	if same >= max(cs.limit/4, 1) {
+		return false
+	}
+	c.known, c.path = true, path
+	return true
+}
+
+// remove ends a client.
+func (cs *connections) remove(c *connection) {
+	cs.mu.Lock()
+	defer cs.mu.Unlock()
+	if i := slices.Index(cs.all, c); i >= 0 {
+		cs.all = slices.Delete(cs.all, i, i+1)
+	}
+}
+
+// wait blocks until every client is done.
+func (cs *connections) wait() { cs.group.Wait() }
