@@ -59,7 +59,7 @@ type Action struct {
 
 // Facts are what was seen of one deployment.
 type Facts struct {
-	Last       messages.Verb // of its chain; underway and condemned only. Empty: no event is left
+	Last       messages.Verb // of its chain. Empty: no event is left
 	Redirected bool          // the kernel still leads clients to it; draining only
 	Dying      int           // instances that no other deployment refers to
 	Flows      int           // TCP flows that these still answer
@@ -100,7 +100,7 @@ func Next(d *fulmarv1.HeadDeployment, f Facts, now time.Time) Action {
 		switch {
 		case f.Last == messages.Drained || f.Last == messages.Stopped || f.Last == messages.Retired:
 			return Action{Why: "it is " + string(f.Last)}
-		case d.GetExpired() != "" && f.Last.Awaited() != "":
+		case d.GetExpired() != "" && (f.Last == "" || f.Last.Awaited() != ""):
 			return Action{Do: Fail, Why: d.GetExpired()}
 		}
 		return Action{Do: Drain, Why: "it is condemned"}
@@ -111,6 +111,8 @@ func Next(d *fulmarv1.HeadDeployment, f Facts, now time.Time) Action {
 func nextOfDrain(d *fulmarv1.HeadDeployment, f Facts, now time.Time) Action {
 	end := drainEnd(d)
 	switch {
+	case f.Last.Awaited() != "": // nat was stopped before it said so; it still can, but not of what is condemned
+		return Action{Do: Wait, Why: "nobody has said yet that it was " + string(published(d)), After: again(d, now)}
 	case f.Redirected:
 		return Action{Do: Wait, Why: "the kernel still leads clients to it", After: again(d, now)}
 	case f.Dying == 0:
@@ -123,6 +125,14 @@ func nextOfDrain(d *fulmarv1.HeadDeployment, f Facts, now time.Time) Action {
 		return Action{Do: Wait, Why: "its connections seem to have ended", After: firstLook}
 	}
 	return Action{Do: Wait, Why: fmt.Sprintf("%d connections are open, for at most %s more", f.Flows, end.Sub(now).Round(time.Millisecond)), After: again(d, now)}
+}
+
+// published is what nat says of a deployment.
+func published(d *fulmarv1.HeadDeployment) messages.Verb {
+	if d.GetStaged() {
+		return messages.Staged
+	}
+	return messages.Published
 }
 
 // drainEnd is when the drain time of a draining deployment is over.

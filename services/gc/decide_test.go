@@ -41,11 +41,17 @@ func TestNext(t *testing.T) {
 		"staged is left alone":                     {fulmarv1.State_STATE_STAGED, "", Facts{Last: messages.Staged, Dying: 1}, 0, Action{}},
 
 		"a drain waits while clients are led to it": {draining, "", Facts{Redirected: true}, 2 * drain, Action{Do: Wait, Why: "the kernel still leads clients to it", After: lastLook}},
-		"a drain of which all is kept is done":      {draining, "", Facts{}, 0, Action{Do: Condemn, Why: "all of its instances are kept", Cause: "kept"}},
-		"a drain waits for its connections":         {draining, "", Facts{Dying: 1, Flows: 3}, 0, Action{Do: Wait, Why: "3 connections are open, for at most 1m0s more", After: firstLook}},
-		"an old drain is looked at less often":      {draining, "", Facts{Dying: 1, Flows: 3}, 8 * time.Second, Action{Do: Wait, Why: "3 connections are open, for at most 52s more", After: 2 * time.Second}},
-		"a drain is looked at when its time ends":   {draining, "", Facts{Dying: 1, Flows: 3}, drain - time.Millisecond, Action{Do: Wait, Why: "3 connections are open, for at most 1ms more", After: time.Millisecond}},
-		"a drain ends with its time":                {draining, "", Facts{Dying: 1, Flows: 3}, drain, Action{Do: Condemn, Why: "its drain time of 1m0s is over, 3 connections are cut", Cause: "timeout"}},
+		"a drain waits until nat has said that it was published": {
+			draining, "",
+			Facts{Last: messages.Healthy},
+			2 * drain,
+			Action{Do: Wait, Why: "nobody has said yet that it was published", After: lastLook},
+		},
+		"a drain of which all is kept is done":    {draining, "", Facts{}, 0, Action{Do: Condemn, Why: "all of its instances are kept", Cause: "kept"}},
+		"a drain waits for its connections":       {draining, "", Facts{Dying: 1, Flows: 3}, 0, Action{Do: Wait, Why: "3 connections are open, for at most 1m0s more", After: firstLook}},
+		"an old drain is looked at less often":    {draining, "", Facts{Dying: 1, Flows: 3}, 8 * time.Second, Action{Do: Wait, Why: "3 connections are open, for at most 52s more", After: 2 * time.Second}},
+		"a drain is looked at when its time ends": {draining, "", Facts{Dying: 1, Flows: 3}, drain - time.Millisecond, Action{Do: Wait, Why: "3 connections are open, for at most 1ms more", After: time.Millisecond}},
+		"a drain ends with its time":              {draining, "", Facts{Dying: 1, Flows: 3}, drain, Action{Do: Condemn, Why: "its drain time of 1m0s is over, 3 connections are cut", Cause: "timeout"}},
 		"one poll without connections is not enough": {
 			draining, "",
 			Facts{Dying: 1, IdleSince: since.Add(5 * time.Second)},
@@ -65,14 +71,15 @@ func TestNext(t *testing.T) {
 			Action{Do: Condemn, Why: "its connections have ended", Cause: "idle"},
 		},
 
-		"condemned after it was live is drained":    {condemned, "", Facts{Last: messages.Published}, 0, Action{Do: Drain, Why: "it is condemned"}},
-		"condemned after it failed is drained":      {condemned, "", Facts{Last: messages.Failed}, 0, Action{Do: Drain, Why: "it is condemned"}},
-		"condemned by its deadline has failed":      {condemned, "too late", Facts{Last: messages.Started}, 0, Action{Do: Fail, Why: "too late"}},
-		"condemned by its deadline is drained then": {condemned, "too late", Facts{Last: messages.Failed}, 0, Action{Do: Drain, Why: "it is condemned"}},
-		"condemned is drained if the log is lost":   {condemned, "too late", Facts{}, 0, Action{Do: Drain, Why: "it is condemned"}},
-		"drained is enough":                         {condemned, "", Facts{Last: messages.Drained}, 0, Action{Why: "it is drained"}},
-		"stopped is enough":                         {condemned, "", Facts{Last: messages.Stopped}, 0, Action{Why: "it is stopped"}},
-		"retired is enough":                         {condemned, "", Facts{Last: messages.Retired}, 0, Action{Why: "it is retired"}},
+		"condemned after it was live is drained":      {condemned, "", Facts{Last: messages.Published}, 0, Action{Do: Drain, Why: "it is condemned"}},
+		"condemned after it failed is drained":        {condemned, "", Facts{Last: messages.Failed}, 0, Action{Do: Drain, Why: "it is condemned"}},
+		"condemned by its deadline has failed":        {condemned, "too late", Facts{Last: messages.Started}, 0, Action{Do: Fail, Why: "too late"}},
+		"condemned by its deadline is drained then":   {condemned, "too late", Facts{Last: messages.Failed}, 0, Action{Do: Drain, Why: "it is condemned"}},
+		"condemned before it was accepted has failed": {condemned, "too late", Facts{}, 0, Action{Do: Fail, Why: "too late"}},
+		"condemned is drained if the log is lost":     {condemned, "", Facts{}, 0, Action{Do: Drain, Why: "it is condemned"}},
+		"drained is enough":                           {condemned, "", Facts{Last: messages.Drained}, 0, Action{Why: "it is drained"}},
+		"stopped is enough":                           {condemned, "", Facts{Last: messages.Stopped}, 0, Action{Why: "it is stopped"}},
+		"retired is enough":                           {condemned, "", Facts{Last: messages.Retired}, 0, Action{Why: "it is retired"}},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {

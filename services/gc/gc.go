@@ -163,13 +163,11 @@ func (s *Service) look(ctx context.Context, stack string, generation uint64) (lo
 	}
 	l.dying = messages.Dying(l.head, generation)
 	facts := Facts{Dying: len(l.dying)}
-	switch l.entry.GetState() {
-	case fulmarv1.State_STATE_UNDERWAY, fulmarv1.State_STATE_CONDEMNED:
-		if l.last, l.sequence, err = s.bus.Last(ctx, stack, generation); err != nil {
-			return l, err
-		}
-		facts.Last = messages.Verb(l.last.GetVerb())
-	case fulmarv1.State_STATE_DRAINING:
+	if l.last, l.sequence, err = s.bus.Last(ctx, stack, generation); err != nil {
+		return l, err
+	}
+	facts.Last = messages.Verb(l.last.GetVerb())
+	if l.entry.GetState() == fulmarv1.State_STATE_DRAINING {
 		if err := s.lookAtKernel(l, &facts); err != nil {
 			return l, err
 		}

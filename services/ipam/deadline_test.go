@@ -89,7 +89,7 @@ func TestTheSweepFreesOrphans(t *testing.T) {
 	w.accepted("web", 7, time.Minute, unit("a", "i1"))
 	w.accepted("web", 8, time.Minute, unit("a", "i1"))
 	if err := w.Hosts.Put(t.Context(), "host1", &fulmarv1.Host{Instances: []*fulmarv1.HostInstance{
-		{Name: "web.run.3", Running: true}, {Name: "web.dead.3"},
+		{Name: "web.run.3", Running: true}, {Name: "web.dead.3"}, {Name: "web.a.8", Running: true},
 	}}, 0); err != nil {
 		t.Fatal(err)
 	}

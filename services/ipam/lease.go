@@ -60,14 +60,15 @@ func (l Leases) free(a netip.Addr, now time.Time) bool {
 	return !ok || r.GetRestingUntil() != nil && !now.Before(r.GetRestingUntil().AsTime())
 }
 
-// HeldBy gives the address that an instance holds already.
+// HeldBy gives the address that an instance holds already; of several the lowest, so that everybody finds the same.
 func (l Leases) HeldBy(instance string) (netip.Addr, bool) {
+	var lowest netip.Addr
 	for a, r := range l {
-		if r.GetInstance() == instance && r.GetRestingUntil() == nil {
-			return a, true
+		if r.GetInstance() == instance && r.GetRestingUntil() == nil && (!lowest.IsValid() || a.Less(lowest)) {
+			lowest = a
 		}
 	}
-	return netip.Addr{}, false
+	return lowest, lowest.IsValid()
 }
 
 // Pick gives the first free address of the pool from a start chosen at random, round once; none is reported by false.

@@ -130,16 +130,16 @@ func (s *Service) sweep(ctx context.Context) error {
 		}
 	}
 	for key, l := range s.leases.All() {
-		if l.GetRestingUntil() != nil || running[l.GetInstance()] {
-			continue // the instance goes first
-		}
 		stack, _, _, ok := messages.ParseInstance(l.GetInstance())
-		if !ok {
+		if !ok || l.GetRestingUntil() != nil {
 			continue
 		}
 		head, _, err := s.bus.Heads.Get(ctx, stack) // after the lease was seen
 		if err != nil {
 			return err
+		}
+		if running[l.GetInstance()] && messages.Orphan(head, l.GetInstance()) {
+			continue // the instance goes first
 		}
 		if err := s.sweepLease(ctx, key, l, head); err != nil {
 			return err

@@ -1,0 +1,5 @@
+//go:build !race
+
+package model
+
+const schedules = 10_000
