@@ -129,11 +129,12 @@ func (c *Client) exchange(ctx context.Context, socket, what string, name Name, m
 	return reply, errors.Join(err, k.Close())
 }
 
-// negotiate sends a command in the form that the server understands. An older one closes the connection on a newer form.
+// negotiate sends a command in the form that the server understands. An older one closes the connection on a newer form; so
+// does one that ends, and one that has been replaced by a newer one may fail in any way: then it is asked again what it speaks.
 func (c *Client) negotiate(ctx context.Context, what string, name Name, command func(Generation) Command) (Success, error) {
 	g, _ := c.Speaks()
 	reply, err := c.ask(ctx, what, name, command(g))
-	if !errors.Is(err, ErrNoReply) {
+	if err == nil || ctx.Err() != nil || g == V5 && !errors.Is(err, ErrNoReply) {
 		return reply, err
 	}
 	spoken, lerr := c.learn(ctx, name)
@@ -143,13 +144,27 @@ func (c *Client) negotiate(ctx context.Context, what string, name Name, command 
 	return c.ask(ctx, what, name, command(spoken))
 }
 
-// learn finds the newest generation that the server answers to, by a command that changes nothing.
+// learn finds the newest generation that the server answers to. It looks twice: a daemon that ended and was started again while
+// it was asked seems to know less than it does.
 func (c *Client) learn(ctx context.Context, name Name) (Generation, error) {
+	spoken := V2
+	for range 2 {
+		g, err := c.newest(ctx, name)
+		if err != nil {
+			return V5, err
+		}
+		spoken = min(spoken, g)
+	}
+	c.Speak(spoken)
+	return spoken, nil
+}
+
+// newest asks from the newest generation to the oldest until there is an answer, by a command that changes nothing.
+func (c *Client) newest(ctx context.Context, name Name) (Generation, error) {
 	for g := V5; g <= V2; g++ {
 		_, err := c.ask(ctx, "info", name, UnikernelInfo{Generation: g})
 		var failure *FailureError
 		if err == nil || errors.As(err, &failure) {
-			c.Speak(g)
 			return g, nil
 		}
 		if !errors.Is(err, ErrNoReply) {

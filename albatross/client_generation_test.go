@@ -1,6 +1,7 @@
 package albatross
 
 import (
+	"errors"
 	"net"
 	"testing"
 	"time"
@@ -104,6 +105,38 @@ func TestClientCorrectsWhatItWasTold(t *testing.T) {
 	c := &Client{Dir: serve(t, VMMDSocket, daemon(t, V3, creates))}
 	c.Speak(V4)
 	if err := c.Create(testContext(t), name(t, "hello"), Config{Args: Args{CPUIDs: []int{0}}}); err != nil || <-creates != V3 {
+		t.Errorf("create: %v", err)
+	}
+}
+
+// A daemon that was killed and came back does not speak less than before, though nothing answered while it was away.
+func TestClientIsNotMisledByACrash(t *testing.T) {
+	creates := make(chan Generation, 1)
+	lives := daemon(t, V5, creates)
+	away := make(chan struct{}, 2)
+	away <- struct{}{} // the create, and
+	away <- struct{}{} // the first question what it speaks
+	c := &Client{Dir: serve(t, VMMDSocket, func(conn net.Conn) {
+		select {
+		case <-away:
+		default:
+			lives(conn)
+		}
+	})}
+	if err := c.Create(testContext(t), name(t, "hello"), Config{}); !errors.Is(err, ErrNoReply) {
+		t.Errorf("create while the daemon is away: %v", err)
+	}
+	if err := c.Create(testContext(t), name(t, "hello"), Config{}); err != nil || <-creates != V5 {
+		t.Errorf("create afterwards: %v", err)
+	}
+}
+
+// A client that has learnt less than the server speaks finds out when it needs more.
+func TestClientFindsThatTheServerIsNewer(t *testing.T) {
+	creates := make(chan Generation, 1)
+	c := &Client{Dir: serve(t, VMMDSocket, daemon(t, V5, creates))}
+	c.Speak(V4)
+	if err := c.Create(testContext(t), name(t, "hello"), Config{}); err != nil || <-creates != V5 { // V4 needs a CPU id
 		t.Errorf("create: %v", err)
 	}
 }
