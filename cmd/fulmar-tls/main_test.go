@@ -7,7 +7,6 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"errors"
-	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -260,7 +259,7 @@ func TestInetd(t *testing.T) {
 func TestItSaysWhatIsMissing(t *testing.T) {
 	w := newWorld(t)
 	good := config{Cert: w.dir + "/server.pem", Key: w.dir + "/server.key", CA: w.dir + "/cacert.pem"}
-	log := slog.New(slog.NewTextHandler(io.Discard, nil))
+	log := slog.New(slog.DiscardHandler)
 	for want, change := range map[string]func(*config){
 		"nothing to listen on": func(*config) {},
 		"read root CA":         func(c *config) { c.CA = w.dir + "/nosuch.pem" },
@@ -280,7 +279,7 @@ func TestItSaysWhatIsMissing(t *testing.T) {
 func TestUnikernelsAreManagedFromAfar(t *testing.T) {
 	w := newWorld(t)
 	cfg := host.Config{RunDir: filepath.Join(w.dir, "run"), StateDir: filepath.Join(w.dir, "state"), Cgroup: "fulmar-test-" + filepath.Base(w.dir), UIDBase: 720000}
-	svc, err := host.New(cfg, slog.New(slog.NewTextHandler(io.Discard, nil)), prometheus.NewRegistry())
+	svc, err := host.New(cfg, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
 	if err != nil {
 		t.Fatal(err)
 	}
