@@ -41,7 +41,7 @@ func openDisk(t testing.TB, path string) *os.File {
 
 func TestSPTBlockDevice(t *testing.T) {
 	const killed = "signal: bad system call"
-	image := solo5test.BuildSPT(t, solo5test.Devices{Nets: 0, Blocks: 1})
+	image := solo5test.BuildSPT(t, solo5test.Features{Nets: 0, Blocks: 1})
 	// Of six sectors of 512, or three of 1024.
 	tests := map[string]struct {
 		sector int
@@ -116,7 +116,7 @@ func checkDisk(t testing.TB, path string, want []byte) {
 }
 
 func TestBlockDeviceInTheManifest(t *testing.T) {
-	image := solo5test.BuildSPT(t, solo5test.Devices{Nets: 0, Blocks: 2})
+	image := solo5test.BuildSPT(t, solo5test.Features{Nets: 0, Blocks: 2})
 	tender := prepare(t, solo5.Guest{
 		Image: open(t, image), Memory: 2, Args: []string{"boot"},
 		Blocks: []solo5.Block{
@@ -140,7 +140,7 @@ func TestBlockDeviceInTheManifest(t *testing.T) {
 }
 
 func TestBlockDeviceMustFit(t *testing.T) {
-	image := solo5test.BuildSPT(t, solo5test.Devices{Nets: 0, Blocks: 1})
+	image := solo5test.BuildSPT(t, solo5test.Features{Nets: 0, Blocks: 1})
 	name := func(f *os.File) string { return f.Name() }
 	good, odd, empty := openDisk(t, disk(t, 4096)), openDisk(t, disk(t, 1000)), openDisk(t, disk(t, 0))
 	readOnly, null := open(t, disk(t, 512)), openDisk(t, "/dev/null")

@@ -11,23 +11,25 @@ import (
 
 // More system calls of x86-64: those of the runtime of Go.
 const (
-	sysMunmap        = 11
-	sysRtSigprocmask = 14
-	sysRtSigreturn   = 15
-	sysIoctl         = 16
-	sysSchedYield    = 24
-	sysMadvise       = 28
-	sysNanosleep     = 35
-	sysGetpid        = 39
-	sysClone         = 56
-	sysExit          = 60
-	sysSigaltstack   = 131
-	sysGettid        = 186
-	sysFutex         = 202
-	sysTgkill        = 234
-	sysPpoll         = 271
-	sysSetRobustList = 273
-	sysRseq          = 334
+	sysMunmap           = 11
+	sysRtSigprocmask    = 14
+	sysRtSigreturn      = 15
+	sysIoctl            = 16
+	sysSchedYield       = 24
+	sysMadvise          = 28
+	sysNanosleep        = 35
+	sysGetpid           = 39
+	sysClone            = 56
+	sysExit             = 60
+	sysSigaltstack      = 131
+	sysGettid           = 186
+	sysFutex            = 202
+	sysSchedGetaffinity = 204
+	sysTgkill           = 234
+	sysPpoll            = 271
+	sysSetRobustList    = 273
+	sysRseq             = 334
+	sysClone3           = 435
 )
 
 // confine takes from the process what is not needed to serve the guest. What it
@@ -104,10 +106,11 @@ func runtimeRules(pid int) []rule {
 		{nr: sysMprotect, where: []condition{noCode}},
 		of(sysPrctl, unix.PR_SET_VMA),
 		{nr: sysClone, where: []condition{{0, hasNone, ^uint64(threadFlags)}}},
+		{nr: sysClone3, errno: uint32(unix.ENOSYS)}, // the C library, if it is there, then uses the one above
 	}
 	for _, nr := range []uint32{
 		sysFutex, sysNanosleep, sysSchedYield, sysClockGettime, sysEpollPwait, sysGetpid, sysGettid,
-		sysMunmap, sysMadvise, sysExit, sysRtSigreturn, sysRtSigprocmask, sysSigaltstack, sysSetRobustList, sysRseq,
+		sysMunmap, sysMadvise, sysExit, sysRtSigreturn, sysRtSigprocmask, sysSigaltstack, sysSetRobustList, sysRseq, sysSchedGetaffinity,
 	} {
 		list = append(list, rule{nr: nr})
 	}

@@ -31,12 +31,17 @@ func needKVM(t testing.TB) {
 func prepareHVT(t testing.TB, g solo5.Guest) *solo5.Tender {
 	t.Helper()
 	needKVM(t)
-	tender, err := solo5.PrepareHVT(g, open(t, "/proc/self/exe"))
+	return prepareHVTWith(t, g, tender)
+}
+
+func prepareHVTWith(t testing.TB, g solo5.Guest, program string) *solo5.Tender {
+	t.Helper()
+	prepared, err := solo5.PrepareHVT(g, open(t, program))
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { tender.Close() })
-	return tender
+	t.Cleanup(func() { prepared.Close() })
+	return prepared
 }
 
 // ran runs a guest and returns all that one sees of it. What follows the first
@@ -62,7 +67,7 @@ func ran(t testing.TB, tender *solo5.Tender) (console, complaint, end string) {
 
 func TestHVTGuests(t *testing.T) {
 	needKVM(t)
-	image := solo5test.BuildHVT(t, solo5test.Devices{})
+	image := solo5test.BuildHVT(t, solo5test.Features{})
 	type outcome struct{ Console, Complaint, End string }
 	refused := func(call, what string) outcome {
 		return outcome{"", "fulmar-hvt: the unikernel gave " + call + " an address that is not its memory: " + what, "exit status 1"}
@@ -140,8 +145,12 @@ func TestHVTGuests(t *testing.T) {
 
 func TestHVTGuestSeesItsBootInformation(t *testing.T) {
 	needKVM(t)
-	for _, mb := range []int{4, 5, 64} { // also what is no multiple of a large page
-		tender := prepareHVT(t, solo5.Guest{Image: open(t, solo5test.BuildHVT(t, solo5test.Devices{})), Memory: mb, Args: []string{"boot"}})
+	for mb, image := range map[int]string{
+		4:  solo5test.BuildHVT(t, solo5test.Features{}),
+		5:  solo5test.BuildHVT(t, solo5test.Features{}),             // no multiple of a large page
+		64: solo5test.BuildHVT(t, solo5test.Features{Constants: 5}), // with several small ones
+	} {
+		tender := prepareHVT(t, solo5.Guest{Image: open(t, image), Memory: mb, Args: []string{"boot"}})
 		console, complaint, end := ran(t, tender)
 		var bssEnd, kernelEnd uint64
 		for line := range strings.Lines(console) {
@@ -153,6 +162,9 @@ func TestHVTGuestSeesItsBootInformation(t *testing.T) {
 		}
 		want := fmt.Sprintf("memory=%d\nstack_below_end=8\nkernel_end=%d\nbss_end=%d\nbss_sum=0\ninitialized\nentry=0\n=1073741824\nfeatures=0\n",
 			mb<<20, kernelEnd, bssEnd)
+		if mb == 64 {
+			want += "constant=77\n"
+		}
 		if diff := cmp.Diff(want, console); diff != "" || complaint != "" || end != "exit status 0" {
 			t.Errorf("%s %s, boot information (-want +got):\n%s", complaint, end, diff)
 		}
@@ -161,7 +173,7 @@ func TestHVTGuestSeesItsBootInformation(t *testing.T) {
 
 func TestHVTClocks(t *testing.T) {
 	needKVM(t)
-	image := open(t, solo5test.BuildHVT(t, solo5test.Devices{}))
+	image := open(t, solo5test.BuildHVT(t, solo5test.Features{}))
 	before := time.Now()
 	console, _, _ := ran(t, prepareHVT(t, solo5.Guest{Image: image, Memory: 4, Args: []string{"walltime"}}))
 	var nsecs int64
@@ -181,7 +193,7 @@ func TestHVTClocks(t *testing.T) {
 // While a guest waits without devices, a second and more, the runtime of the
 // tender has time to do what it wants to and must not.
 func TestHVTProcessOfAnotherUserKeepsNothing(t *testing.T) {
-	image := solo5test.BuildHVT(t, solo5test.Devices{Blocks: 1})
+	image := solo5test.BuildHVT(t, solo5test.Features{Blocks: 1})
 	tender := prepareHVT(t, solo5.Guest{
 		Image: open(t, image), Memory: 8, Args: []string{"wait", "18446744073709551615"}, Name: "web.web.42-and-more",
 		Blocks: []solo5.Block{{Name: "disk0", File: openDisk(t, disk(t, 512))}},
@@ -236,7 +248,7 @@ func disk0(t *testing.T, proc string) string {
 }
 
 func TestHVTGate(t *testing.T) {
-	image := solo5test.BuildHVT(t, solo5test.Devices{})
+	image := solo5test.BuildHVT(t, solo5test.Features{})
 	gated := func(t *testing.T) (*exec.Cmd, *solo5.Gate) {
 		tender := prepareHVT(t, solo5.Guest{Image: open(t, image), Memory: 64, Args: []string{"hello", "7"}})
 		cmd, gate, err := tender.GatedCommand()
@@ -279,7 +291,7 @@ func TestHVTGate(t *testing.T) {
 }
 
 func TestHVTGuestEndsBySignal(t *testing.T) {
-	image := solo5test.BuildHVT(t, solo5test.Devices{})
+	image := solo5test.BuildHVT(t, solo5test.Features{})
 	for what, args := range map[string][]string{"waits": {"wait", "18446744073709551615"}, "computes": {"misbehave", "spin"}} {
 		for _, s := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT, syscall.SIGKILL} {
 			tender := prepareHVT(t, solo5.Guest{Image: open(t, image), Memory: 4, Args: args})
@@ -301,9 +313,33 @@ func TestHVTGuestEndsBySignal(t *testing.T) {
 	}
 }
 
-func TestHVTMustFit(t *testing.T) {
+// Behind the first 2 MB the image has page tables of its own.
+func TestHVTLargeImage(t *testing.T) {
+	image := solo5test.BuildHVT(t, solo5test.Features{Constants: 5})
+	for _, how := range []string{"write-constants", "run-constants", "run-data", "run-stack", "write-text"} {
+		tender := prepareHVT(t, solo5.Guest{Image: open(t, image), Memory: 9, Args: []string{"misbehave", how}})
+		if _, complaint, end := ran(t, tender); !strings.HasSuffix(complaint, "crashed: an exception that it does not handle") || end != "exit status 1" {
+			t.Errorf("%s: %q and %s", how, complaint, end)
+		}
+	}
+}
+
+// A guest may change its processor's mode and tables. What it does not get past
+// is the protection of the host's memory; how KVM tells that depends on the machine.
+func TestHVTCodeIsProtectedFromTheProcessorToo(t *testing.T) {
+	tender := prepareHVT(t, solo5.Guest{
+		Image: open(t, solo5test.BuildHVT(t, solo5test.Features{})), Memory: 4, Args: []string{"misbehave", "write-text-unprotected"},
+	})
+	_, complaint, end := ran(t, tender)
+	if complaint != "fulmar-hvt: the unikernel wrote to 0x100000, which it must not" &&
+		complaint != "fulmar-hvt: the unikernel used memory in a way that it must not" || end != "exit status 1" {
+		t.Errorf("%q and %s", complaint, end)
+	}
+}
+
+func TestHVTMustFitTogether(t *testing.T) {
 	needKVM(t)
-	hvt, spt := solo5test.BuildHVT(t, solo5test.Devices{}), solo5test.Build(t, 0)
+	hvt, spt := solo5test.BuildHVT(t, solo5test.Features{}), solo5test.Build(t, 0)
 	tests := map[string]struct {
 		image  string
 		memory int
@@ -315,7 +351,7 @@ func TestHVTMustFit(t *testing.T) {
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			_, err := solo5.PrepareHVT(solo5.Guest{Image: open(t, tt.image), Memory: tt.memory}, open(t, "/proc/self/exe"))
+			_, err := solo5.PrepareHVT(solo5.Guest{Image: open(t, tt.image), Memory: tt.memory}, open(t, tender))
 			if mismatch := (*solo5.MismatchError)(nil); !errors.As(err, &mismatch) || mismatch.Problem != tt.want {
 				t.Errorf("got %v instead of %q", err, tt.want)
 			}
@@ -324,6 +360,12 @@ func TestHVTMustFit(t *testing.T) {
 	if _, err := solo5.PrepareSPT(solo5.Guest{Image: open(t, hvt), Memory: 8}); err == nil {
 		t.Error("an image for hvt was taken for spt")
 	}
+	t.Run("a tender that is the calling program", func(t *testing.T) {
+		prepared := prepareHVTWith(t, solo5.Guest{Image: open(t, hvt), Memory: 4, Args: []string{"hello", "9"}}, "/proc/self/exe")
+		if console, complaint, end := ran(t, prepared); console != "hello\n" || end != "exit status 9" {
+			t.Errorf("%q, %q and %s", console, complaint, end)
+		}
+	})
 	t.Run("a tender that is no program", func(t *testing.T) {
 		tender, err := solo5.PrepareHVT(solo5.Guest{Image: open(t, hvt), Memory: 4}, open(t, "/dev/null"))
 		if err != nil {
@@ -337,7 +379,7 @@ func TestHVTMustFit(t *testing.T) {
 }
 
 func TestHVTLargestMemory(t *testing.T) {
-	tender := prepareHVT(t, solo5.Guest{Image: open(t, solo5test.BuildHVT(t, solo5test.Devices{})), Memory: 4096, Args: []string{"call", "1", "@4294967288"}})
+	tender := prepareHVT(t, solo5.Guest{Image: open(t, solo5test.BuildHVT(t, solo5test.Features{})), Memory: 4096, Args: []string{"call", "1", "@4294967288"}})
 	if console, complaint, end := ran(t, tender); console != "byte=0\n" || end != "exit status 0" {
 		t.Errorf("%q %q %s", console, complaint, end)
 	}
@@ -345,7 +387,7 @@ func TestHVTLargestMemory(t *testing.T) {
 
 func BenchmarkHVTStartToExit(b *testing.B) {
 	needKVM(b)
-	image := open(b, solo5test.BuildHVT(b, solo5test.Devices{}))
+	image := open(b, solo5test.BuildHVT(b, solo5test.Features{}))
 	for b.Loop() {
 		tender := prepareHVT(b, solo5.Guest{Image: image, Memory: 32, Args: []string{"hello"}})
 		cmd, err := tender.Command()

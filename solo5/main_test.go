@@ -1,13 +1,40 @@
 package solo5_test
 
 import (
+	"fmt"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"testing"
 
 	"fulmar/solo5"
 )
 
+// tender is fulmar-hvt, built once by TestMain as it is built to be installed:
+// this test binary could be the tender too, but with the race detector in it
+// it takes long to start.
+var tender string
+
 func TestMain(m *testing.M) {
-	solo5.HVTMain() // the test binary is the tender of its hvt guests
-	os.Exit(m.Run())
+	solo5.HVTMain() // for the one test in which the test binary is the tender
+	os.Exit(func() int {
+		dir, err := os.MkdirTemp("", "solo5-test-")
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		defer os.RemoveAll(dir)
+		if err := os.Chmod(dir, 0o755); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		tender = filepath.Join(dir, "fulmar-hvt")
+		build := exec.Command("go", "build", "-trimpath", "-o", tender, "fulmar/cmd/fulmar-hvt")
+		build.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := build.CombinedOutput(); err != nil {
+			fmt.Fprintf(os.Stderr, "build fulmar-hvt: %v\n%s", err, out)
+			return 1
+		}
+		return m.Run()
+	}())
 }

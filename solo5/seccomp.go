@@ -39,10 +39,11 @@ const (
 	dataArgs = 16
 )
 
-// A rule allows a system call if all its conditions hold.
+// A rule allows a system call if all its conditions hold, or lets it fail.
 type rule struct {
 	nr    uint32
 	where []condition
+	errno uint32 // with which it fails; 0: it is allowed
 }
 
 // A condition compares an argument, in all its 64 bits.
@@ -62,7 +63,7 @@ const (
 
 // of is a rule for a call whose first argument is a descriptor, or another small number.
 func of(nr uint32, first int, and ...condition) rule {
-	return rule{nr, append([]condition{{0, isEqual, uint64(first)}}, and...)}
+	return rule{nr: nr, where: append([]condition{{0, isEqual, uint64(first)}}, and...)}
 }
 
 // rules returns what a guest of the target spt may do. What a guest does for
@@ -122,6 +123,9 @@ func filter(rules []rule) []unix.SockFilter {
 // the first, since a condition that does not hold jumps over all that follow.
 func (r rule) compile() []unix.SockFilter {
 	after := []unix.SockFilter{{Code: bpfRet, K: unix.SECCOMP_RET_ALLOW}}
+	if r.errno != 0 {
+		after[0].K = unix.SECCOMP_RET_ERRNO | r.errno
+	}
 	for _, c := range slices.Backward(r.where) {
 		after = append(c.compile(uint8(len(after))), after...)
 	}

@@ -13,16 +13,17 @@ import (
 //go:embed testdata
 var sources embed.FS
 
-// Devices are those that a guest declares, at most two of each kind.
-type Devices struct {
-	Nets   int // net0, net1
-	Blocks int // disk0, disk1
+// Features are what a guest has beside its code.
+type Features struct {
+	Nets      int // devices net0 and net1, at most 2
+	Blocks    int // devices disk0 and disk1, at most 2
+	Constants int // MB, before its data; only of the target hvt
 }
 
 // Build is BuildSPT for a guest with so many network devices and no others.
 func Build(t testing.TB, nets int) string {
 	t.Helper()
-	return BuildSPT(t, Devices{Nets: nets})
+	return BuildSPT(t, Features{Nets: nets})
 }
 
 // BuildSPT compiles the guest of testdata/spt.c and returns the path of the
@@ -36,9 +37,9 @@ func Build(t testing.TB, nets int) string {
 //	echo N         prints up, sends back N frames and exits
 //	disk HOW       reads or writes disk0
 //	misbehave HOW  does what a guest must not, see spt.c
-func BuildSPT(t testing.TB, d Devices) string {
+func BuildSPT(t testing.TB, f Features) string {
 	t.Helper()
-	return build(t, "spt", d)
+	return build(t, "spt", f)
 }
 
 // BuildHVT is BuildSPT for testdata/hvt.c, whose target is hvt. It runs in 4 MB.
@@ -47,14 +48,14 @@ func BuildSPT(t testing.TB, d Devices) string {
 //	wait NSECS     prints up, polls, and prints what came of it
 //	walltime       prints the time
 //	call N WORDS   makes any hypercall, see hvt.c
-func BuildHVT(t testing.TB, d Devices) string {
+func BuildHVT(t testing.TB, f Features) string {
 	t.Helper()
-	return build(t, "hvt", d)
+	return build(t, "hvt", f)
 }
 
-func build(t testing.TB, target string, d Devices) string {
+func build(t testing.TB, target string, f Features) string {
 	t.Helper()
-	image, err := compile(t.TempDir(), target, d)
+	image, err := compile(t.TempDir(), target, f)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -63,19 +64,19 @@ func build(t testing.TB, target string, d Devices) string {
 
 // Compile is Build for examples: the image lies in dir.
 func Compile(dir string, nets int) (string, error) {
-	return compile(dir, "spt", Devices{Nets: nets})
+	return compile(dir, "spt", Features{Nets: nets})
 }
 
-func compile(dir, target string, d Devices) (string, error) {
+func compile(dir, target string, f Features) (string, error) {
 	if err := os.CopyFS(dir, sources); err != nil {
 		return "", err
 	}
-	image := filepath.Join(dir, fmt.Sprintf("guest%d%d.%s", d.Nets, d.Blocks, target))
+	image := filepath.Join(dir, "guest."+target)
 	gcc := exec.Command("gcc", "-std=c11", "-Wall", "-Wextra", "-Werror", "-O2", "-mgeneral-regs-only",
 		"-ffreestanding", "-nostdlib", "-static", "-no-pie", "-fno-pic", "-fno-stack-protector",
 		"-fcf-protection=none", "-mno-red-zone", "-fno-asynchronous-unwind-tables", "-fno-tree-loop-distribute-patterns",
 		"-Wl,-T,guest.lds", "-Wl,--build-id=none", "-Wl,-z,noexecstack",
-		fmt.Sprintf("-DNETS=%d", d.Nets), fmt.Sprintf("-DBLOCKS=%d", d.Blocks), "-o", image, target+".c")
+		fmt.Sprintf("-DNETS=%d", f.Nets), fmt.Sprintf("-DBLOCKS=%d", f.Blocks), fmt.Sprintf("-DCONSTANTS=%d", f.Constants), "-o", image, target+".c")
 	gcc.Dir = filepath.Join(dir, "testdata")
 	if out, err := gcc.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("compile the guest: %w\n%s", err, out)

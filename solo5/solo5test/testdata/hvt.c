@@ -89,7 +89,13 @@ static void echo(const struct boot *b, uint64_t count)
 
 /* The argument of a hypercall as its words, and what it points to. */
 static volatile uint64_t words[8];
-static uint8_t buffer[65536];
+static uint8_t buffer[4096];
+
+static void fill(uint8_t byte)
+{
+	for (size_t n = 0; n < sizeof buffer; n++)
+		buffer[n] = byte;
+}
 
 /*
  * call makes a hypercall with the words that the command line gives, where "b"
@@ -108,8 +114,7 @@ static void call(const struct boot *b, const char *line)
 		else if (*line == 'r')
 			result = (int)number(line + 1);
 		else if (*line == 'f')
-			for (size_t n = 0; n < sizeof buffer; n++)
-				buffer[n] = (uint8_t)number(line + 1);
+			fill((uint8_t)number(line + 1));
 		else if (*line == 'b')
 			words[given++] = (uintptr_t)buffer + number(line + 1);
 		else if (*line == 'e')
@@ -123,6 +128,11 @@ static void call(const struct boot *b, const char *line)
 	say_field("byte", buffer[0]);
 }
 
+#if CONSTANTS > 0
+__attribute__((section(".rodata.large"), used))
+static const uint8_t constants[CONSTANTS << 20] = { [(CONSTANTS << 20) - 1] = 77 };
+#endif
+
 static void misbehave(const char *how)
 {
 	volatile char *text = (volatile char *)0x100000;
@@ -130,6 +140,18 @@ static void misbehave(const char *how)
 		*text = 0;
 	else if (is(how, "write-rodata"))
 		*(volatile uint32_t *)&abi.version = 3;
+	else if (is(how, "write-text-unprotected")) {
+		uint64_t cr0;
+		__asm__ volatile("mov %%cr0, %0" : "=r"(cr0));
+		__asm__ volatile("mov %0, %%cr0" : : "r"(cr0 & ~(1ull << 16)) : "memory");
+		*text = 0;
+	}
+#if CONSTANTS > 0
+	else if (is(how, "write-constants"))
+		*(volatile uint8_t *)&constants[sizeof constants - 1] = 0;
+	else if (is(how, "run-constants"))
+		((void (*)(void))(uintptr_t)&constants[sizeof constants / 2])();
+#endif
 	else if (is(how, "write-boot"))
 		*(volatile char *)0x10000 = 1;
 	else if (is(how, "run-data")) {
@@ -152,11 +174,7 @@ static void misbehave(const char *how)
 		__asm__ volatile("inl %w0, %%eax" : : "d"(0x502) : "eax");
 	else if (is(how, "out-byte"))
 		__asm__ volatile("outb %%al, %w0" : : "d"(0x502), "a"(0));
-	else if (is(how, "out-string")) {
-		uintptr_t from = (uintptr_t)words;
-		uint64_t count = 2;
-		__asm__ volatile("rep outsl" : "+S"(from), "+c"(count) : "d"(0x502) : "memory");
-	} else if (is(how, "port"))
+	else if (is(how, "port"))
 		out(0x80, 0);
 	else if (is(how, "reserved"))
 		hypercall(0, 0);
@@ -177,6 +195,9 @@ __attribute__((used)) static void run(const struct boot *b, uintptr_t stack)
 	if (is(line, "boot")) {
 		show_boot(b->memory, b->kernel_end, b->manifest, stack);
 		say_field("features", b->host_features | b->guest_features | b->net_ring);
+#if CONSTANTS > 0
+		say_field("constant", constants[sizeof constants - 1]);
+#endif
 		quit(0);
 	}
 	if ((rest = is(line, "wait")))
