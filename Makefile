@@ -46,9 +46,13 @@ bench: root needs build ## measure what docs/PERFORMANCE.md says
 	./bin/bench $(BENCH)
 
 .PHONY: fuzz
-fuzz: ## run every fuzz target for 30 s
-	@go list ./... | while read -r p; do go test -list '^Fuzz' "$$p" | grep '^Fuzz' | while read -r f; do \
-		echo "$$p $$f"; go test -run '^$$' -fuzz "^$$f$$" -fuzztime $${FUZZTIME:-30s} "$$p"; done || true; done
+fuzz: ## run every fuzz target for 30 s, or FUZZTIME
+	@for file in $$(git grep -lE '^func Fuzz' -- '*_test.go'); do \
+		for target in $$(sed -nE 's/^func (Fuzz[A-Za-z0-9]+)\(.*/\1/p' $$file); do \
+			echo "$$file $$target"; \
+			go test -run '^$$' -fuzz "^$$target$$" -fuzztime $${FUZZTIME:-30s} ./$$(dirname $$file); \
+		done; \
+	done
 
 .PHONY: lint
 lint: $(BIN)/golangci-lint $(BIN)/buf $(BIN)/gofumpt ## look at the code: vet, golangci-lint, gofumpt, buf
