@@ -67,6 +67,9 @@ type lab struct {
 	// tap stays open, so that its carrier does not come and go with guests.
 	tap *os.File
 	mtu int
+	// image is what runs, and prepare makes it run.
+	image   string
+	prepare func(solo5.Guest) (*solo5.Tender, error)
 }
 
 // newLab makes a namespace without a name: it is gone with the test's process
@@ -79,7 +82,7 @@ func newLab(t testing.TB) *lab {
 	if _, err := os.Stat("/dev/net/tun"); err != nil {
 		t.Skip("no taps here:", err)
 	}
-	l := &lab{t: t}
+	l := &lab{t: t, image: image, prepare: solo5.PrepareSPT}
 	err := onThread(func() (err error) {
 		if l.ns, err = netns.New(); err != nil {
 			return fmt.Errorf("make network namespace: %w", err)
@@ -250,12 +253,12 @@ func (c *console) String() string {
 // enough.
 func (l *lab) launch(args ...string) *guest {
 	l.t.Helper()
-	file, err := os.Open(image)
+	file, err := os.Open(l.image)
 	if err != nil {
 		l.t.Fatal(err)
 	}
 	defer file.Close()
-	tender, err := solo5.PrepareSPT(solo5.Guest{
+	tender, err := l.prepare(solo5.Guest{
 		Image:  file,
 		Memory: 8,
 		Nets:   []solo5.Net{{Name: "service", Tap: l.tap, MAC: guestMAC, MTU: l.mtu}},

@@ -201,9 +201,13 @@ func TestEndsWithoutItsDevice(t *testing.T) {
 	}
 }
 
+func BenchmarkFirstAnswer(b *testing.B)   { newLab(b).benchmarkFirstAnswer(b) }
+func BenchmarkKeepAlive(b *testing.B)     { newLab(b).benchmarkKeepAlive(b) }
+func BenchmarkNewConnection(b *testing.B) { newLab(b).benchmarkNewConnection(b) }
+
 // What it takes from the start of the process to the first answer.
-func BenchmarkFirstAnswer(b *testing.B) {
-	ctx, l := testContext(b), newLab(b)
+func (l *lab) benchmarkFirstAnswer(b *testing.B) {
+	ctx := testContext(b)
 	for b.Loop() {
 		g := l.launch("--ipv4=" + guestIP + "/24")
 		if err := l.do(func() error { return oneRequest(ctx, request, "hello\n") }); err != nil {
@@ -216,8 +220,8 @@ func BenchmarkFirstAnswer(b *testing.B) {
 }
 
 // What a kept connection carries, one request after the other.
-func BenchmarkKeepAlive(b *testing.B) {
-	ctx, l := testContext(b), newLab(b)
+func (l *lab) benchmarkKeepAlive(b *testing.B) {
+	ctx := testContext(b)
 	l.start(ctx)
 	conn := l.connect(ctx, "tcp", guestAddr)
 	r := bufio.NewReader(conn)
@@ -229,8 +233,8 @@ func BenchmarkKeepAlive(b *testing.B) {
 	}
 }
 
-func BenchmarkNewConnection(b *testing.B) {
-	ctx, l := testContext(b), newLab(b)
+func (l *lab) benchmarkNewConnection(b *testing.B) {
+	ctx := testContext(b)
 	l.start(ctx)
 	err := l.do(func() error {
 		for b.Loop() {
