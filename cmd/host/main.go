@@ -24,12 +24,13 @@ import (
 )
 
 type config struct {
-	RunDir   string `env:"HOST_RUN_DIR" default:"/run/fulmar" help:"Directory of the sockets util/vmmd.sock and util/console.sock, and of the FIFOs."`
-	StateDir string `env:"HOST_STATE_DIR" default:"/var/lib/fulmar/host" help:"Directory of what must stay through a boot: what runs, and its images."`
-	Cgroup   string `env:"HOST_CGROUP" default:"fulmar" help:"Control group of all unikernels, below /sys/fs/cgroup. No other host may use it."`
-	UIDBase  int    `env:"HOST_UID_BASE" default:"900000" help:"First of 65536 user and group ids; each unikernel runs under one of its own."`
-	MaxImage int    `env:"HOST_MAX_IMAGE" default:"256" help:"Largest image and request, in MB."`
-	HTTP     string `name:"http" env:"HOST_HTTP" placeholder:"ADDR" help:"Address that serves /healthz and /metrics. Empty: none."`
+	RunDir     string `env:"HOST_RUN_DIR" default:"/run/fulmar" help:"Directory of the sockets util/vmmd.sock and util/console.sock, and of the FIFOs."`
+	StateDir   string `env:"HOST_STATE_DIR" default:"/var/lib/fulmar/host" help:"Directory of what must stay through a boot: what runs, and its images."`
+	Cgroup     string `env:"HOST_CGROUP" default:"fulmar" help:"Control group of all unikernels, below /sys/fs/cgroup. No other host may use it."`
+	UIDBase    int    `env:"HOST_UID_BASE" default:"900000" help:"First of 65536 user and group ids; each unikernel runs under one of its own."`
+	MaxImage   int    `env:"HOST_MAX_IMAGE" default:"256" help:"Largest image and request, in MB."`
+	RootPolicy bool   `env:"HOST_ROOT_POLICY" help:"Let all unikernels together use no more than this machine has, and only bridges that there are at start."`
+	HTTP       string `name:"http" env:"HOST_HTTP" placeholder:"ADDR" help:"Address that serves /healthz and /metrics. Empty: none."`
 }
 
 func main() {
@@ -50,7 +51,7 @@ func serve(ctx context.Context, cfg config, log *slog.Logger) error {
 		return fmt.Errorf("take over sockets: %w", err)
 	}
 	hostConfig := host.Config{
-		RunDir: cfg.RunDir, StateDir: cfg.StateDir, Cgroup: cfg.Cgroup, UIDBase: cfg.UIDBase, MaxImage: cfg.MaxImage << 20,
+		RunDir: cfg.RunDir, StateDir: cfg.StateDir, Cgroup: cfg.Cgroup, UIDBase: cfg.UIDBase, MaxImage: cfg.MaxImage << 20, RootPolicy: cfg.RootPolicy,
 		VMMD: first(sockets["vmmd"]), Console: first(sockets["console"]),
 	}
 	svc, err := host.New(hostConfig, log, reg)

@@ -22,6 +22,7 @@ func (s *Service) adopt() error {
 	for _, v := range all {
 		s.refs[hex.EncodeToString(v.Digest)]++
 		known.digests[hex.EncodeToString(v.Digest)] = true
+		s.ledger.booked[v.Name] = v.Args // it was allowed when it was created
 	}
 	for _, v := range all {
 		inst, adopted, err := s.find(v)

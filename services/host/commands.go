@@ -24,8 +24,8 @@ const (
 // errNoUnikernel is what destroy and restart say of a name that does not run.
 const errNoUnikernel = refusal("destroy: not found")
 
-// answer carries out one command of vmmd.sock.
-func (s *Service) answer(_ context.Context, conn net.Conn, request albatross.Wire) {
+// answer carries out one command of vmmd.sock. After a policy is added the client may give another.
+func (s *Service) answer(_ context.Context, conn net.Conn, request albatross.Wire) (more bool) {
 	begin := time.Now()
 	name, reply, err := s.command(request)
 	result := "ok"
@@ -41,6 +41,8 @@ func (s *Service) answer(_ context.Context, conn net.Conn, request albatross.Wir
 	s.reply(conn, request.Header, reply)
 	s.metrics.commands.WithLabelValues(name, result).Inc()
 	s.metrics.commandDuration.WithLabelValues(name).Observe(time.Since(begin).Seconds())
+	_, added := request.Payload.(albatross.PolicyAdd)
+	return added && err == nil
 }
 
 // command carries out one command and names it.
@@ -60,6 +62,14 @@ func (s *Service) command(request albatross.Wire) (name string, reply albatross.
 	case albatross.UnikernelGet:
 		reply, err = s.image(request.Name, c.Level)
 		return "get", reply, err
+	case albatross.PolicyInfo:
+		return "policy_info", s.listPolicies(request.Name), nil
+	case albatross.PolicyAdd:
+		reply, err = s.addPolicy(request.Name, c.Policy)
+		return "policy_add", reply, err
+	case albatross.PolicyRemove:
+		reply, err = s.removePolicy(request.Name)
+		return "policy_remove", reply, err
 	case albatross.ConsoleAdd, albatross.ConsoleSubscribe, albatross.ConsoleListInactive,
 		albatross.StatsAdd, albatross.StatsRemove, albatross.StatsSubscribe, albatross.StatsInitial:
 		return "other", nil, refusal("unknown command")
@@ -95,9 +105,6 @@ func (s *Service) create(name albatross.Name, cfg albatross.Config, force bool) 
 	if e.live() && !force {
 		return nil, refusal("Unikernel with same name is already running")
 	}
-	if err := s.check(name, image, cfg.Args); err != nil {
-		return nil, err
-	}
 	r := record{Name: name, Typ: cfg.Typ, Args: own(cfg.Args), Digest: image.digest, Boot: s.boot}
 	if err := s.replace(e, r, image); err != nil {
 		return nil, err
@@ -118,9 +125,6 @@ func (s *Service) restart(name albatross.Name, args *albatross.Args) (albatross.
 	}
 	image, err := s.loadBack(r)
 	if err != nil {
-		return nil, err
-	}
-	if err := s.check(name, image, r.Args); err != nil {
 		return nil, err
 	}
 	if err := s.replace(e, r, image); err != nil {
@@ -150,21 +154,28 @@ func (s *Service) destroy(name albatross.Name) (albatross.Payload, error) {
 	return reply, nil
 }
 
-// check says whether the image can be run with args on this machine as it is now.
-func (s *Service) check(name albatross.Name, image loaded, args albatross.Args) error {
-	if err := checkImage(name, image.Image, args, s.cpus); err != nil {
+// admit says whether the image can be run as r on this machine as it is now, and may be. If so, what it is to use is booked for it.
+func (s *Service) admit(r record, image loaded) error {
+	if err := s.allowed(r.Name, r.Args); err != nil {
 		return err
 	}
-	for _, b := range args.Bridges {
+	if err := checkImage(r.Name, image.Image, r.Args, s.cpus); err != nil {
+		return err
+	}
+	for _, b := range r.Args.Bridges {
 		if _, err := s.bridges.find(bridgeName(b)); err != nil {
 			return err
 		}
 	}
-	return nil
+	return s.book(r.Name, r.Args) // others may have booked meanwhile
 }
 
-// replace stops what runs under the entry's name, if anything does, and starts r in its place.
+// replace stops what runs under the entry's name, if anything does, and starts r in its place, once all that can be checked is.
 func (s *Service) replace(e *entry, r record, image loaded) error {
+	if err := s.admit(r, image); err != nil {
+		return err
+	}
+	defer s.rebook(r.Name, e)
 	if e.inst != nil {
 		if err := s.stop(e.inst); err != nil {
 			return fmt.Errorf("could not stop unikernel: %w", err)

@@ -1,6 +1,6 @@
 // Package host is a daemon that serves albatross's protocol: it runs Solo5 unikernels on this machine, without OCaml and without Solo5.
 //
-// It hears commands on the Unix socket <run>/util/vmmd.sock (create, force create, restart, destroy, get, info) and subscriptions on
+// It hears commands on the Unix socket <run>/util/vmmd.sock (unikernels: create, force create, restart, destroy, get, info; policies: add, remove, info) and subscriptions on
 // <run>/util/console.sock, and answers in the words of albatross. It speaks to nobody else and knows nothing of the bus.
 //
 // A console keeps the last lines that a unikernel has written, and at its end one of host's: "fulmar: exited with status 3",
@@ -43,6 +43,7 @@ type Config struct {
 	Cgroup     string // parent of the unikernels' groups, below the root; no other host's. Empty means fulmar
 	UIDBase    int    // first user and group id of unikernels, each has one of its own; 0 means 900000
 	MaxImage   int    // bytes of an image and of a request; 0 means 256 MB
+	RootPolicy bool   // all unikernels together may use no more than this machine has when host starts, and only bridges that there are then
 
 	VMMD, Console net.Listener // of systemd; nil means that host makes the sockets
 }
@@ -74,6 +75,7 @@ type Service struct {
 	store    *store
 	cgroups  *cgroups
 	bridges  *bridges
+	ledger   *ledger
 	consoles *consoles
 	slots    *slots
 	ready    chan struct{}
@@ -130,6 +132,15 @@ func New(cfg Config, log *slog.Logger, reg prometheus.Registerer) (_ *Service, e
 		log.Warn("control group controller was not available, unikernels go without its limit", "reason", m)
 	}
 	if s.bridges, err = newBridges(); err != nil {
+		return nil, err
+	}
+	var root *albatross.Policy
+	if cfg.RootPolicy {
+		if root, err = s.machinePolicy(); err != nil {
+			return nil, err
+		}
+	}
+	if s.ledger, err = openLedger(s.store, root); err != nil {
 		return nil, err
 	}
 	s.metrics, err = newMetrics(reg, s.running)

@@ -81,6 +81,7 @@ func (s *Service) forget(e *entry) {
 	defer s.mu.Unlock()
 	s.unrefImage(e.inst.record.Digest)
 	s.dropHandle(e.inst.record.Name) // it may be due to be started again
+	s.unbook(e.inst.record.Name)
 	e.inst = nil
 }
 

@@ -43,14 +43,8 @@ func checkImage(name albatross.Name, image *solo5.Image, args albatross.Args, cp
 	if err := image.CheckMemory(args.Memory); err != nil {
 		return refusal(err.Error())
 	}
-	var strange []string
-	for _, id := range args.CPUIDs {
-		if !slices.Contains(cpus, id) {
-			strange = append(strange, fmt.Sprint(id))
-		}
-	}
-	if len(strange) > 0 {
-		return refuse("CPUids %s are not allowed by policy", strings.Join(strange, ", "))
+	if strange := without(args.CPUIDs, cpus); len(strange) > 0 {
+		return refuse("CPUids %s are not allowed by policy", list(strange))
 	}
 	return nil
 }

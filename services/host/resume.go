@@ -77,6 +77,7 @@ func (s *Service) startAgain(inst *instance, next record, attempt int) (settled 
 	if e.inst != inst {
 		return true
 	}
+	defer s.rebook(next.Name, e)
 	s.markDue(next.Name, attempt)
 	image, err := s.loadBack(next)
 	if errors.Is(err, errDamaged) { // another try is of no use
@@ -86,7 +87,7 @@ func (s *Service) startAgain(inst *instance, next record, attempt int) (settled 
 		return true
 	}
 	if err == nil {
-		err = s.check(next.Name, image, next.Args)
+		err = s.admit(next, image)
 	}
 	if err == nil {
 		err = s.start(e, next, image, attempt)

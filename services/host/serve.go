@@ -27,8 +27,8 @@ const (
 // errBusy reports that too many large requests are being read.
 var errBusy = errors.New("too many large requests at once, try again")
 
-// answerer answers the request of one connection; the connection ends with it.
-type answerer func(ctx context.Context, conn net.Conn, request albatross.Wire)
+// answerer answers one request of a connection, which ends with it unless there may be more.
+type answerer func(ctx context.Context, conn net.Conn, request albatross.Wire) (more bool)
 
 // serve accepts connections until ctx ends, and then waits for those whose commands are being carried out.
 func (s *Service) serve(ctx context.Context, l net.Listener, answer answerer) error {
@@ -62,7 +62,11 @@ func (s *Service) serve(ctx context.Context, l net.Listener, answer answerer) er
 		s.metrics.connections.WithLabelValues("accepted").Inc()
 		conns.group.Go(func() {
 			defer conns.remove(c)
-			s.converse(ctx, conns, c, answer)
+			for s.converse(ctx, conns, c, answer) {
+				if conns.setAsked(c, false); ctx.Err() != nil { // from here on closeUnasked finds it
+					return
+				}
+			}
 		})
 	}
 }
@@ -87,8 +91,8 @@ func pauseAccept(ctx context.Context) {
 	}
 }
 
-// converse reads one request and has it answered.
-func (s *Service) converse(ctx context.Context, conns *connections, c *connection, answer answerer) {
+// converse reads one request and has it answered. It says whether the client may ask for more.
+func (s *Service) converse(ctx context.Context, conns *connections, c *connection, answer answerer) (more bool) {
 	body := &pacedReader{head: make([]byte, 0, headMax), conn: c.Conn, budget: &s.budget, limit: int64(s.cfg.MaxImage) * budgetImages}
 	defer body.release()
 	frame, err := albatross.ReadFrame(body, s.cfg.MaxImage)
@@ -98,15 +102,15 @@ func (s *Service) converse(ctx context.Context, conns *connections, c *connectio
 	}
 	switch {
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, net.ErrClosed):
-		return // nobody is there to be told
+		return false // nobody is there to be told
 	case err != nil:
 		s.metrics.commands.WithLabelValues("unreadable", "refused").Inc()
 		s.log.Warn("refused an unreadable request", "err", err)
 		s.reply(c.Conn, body.header(), albatross.Failure(err.Error()))
-		return
+		return false
 	}
-	conns.asked(c)
-	answer(ctx, c.Conn, request)
+	conns.setAsked(c, true)
+	return answer(ctx, c.Conn, request)
 }
 
 // reply sends one message. A client that does not take it is left to itself.
@@ -251,11 +255,11 @@ func (cs *connections) add(conn net.Conn) *connection {
 	return c
 }
 
-// asked says that the client's request has come: from now on it is not closed for another.
-func (cs *connections) asked(c *connection) {
+// setAsked says whether the client's request has come: until it is answered it is not closed for another.
+func (cs *connections) setAsked(c *connection, asked bool) {
 	cs.mu.Lock()
 	defer cs.mu.Unlock()
-	c.asked = true
+	c.asked = asked
 }
 
 // remove ends a client.

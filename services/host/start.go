@@ -176,7 +176,7 @@ func (s *Service) settle(inst *instance, pid int) (err error) {
 	if inst.proc, err = openProcess(pid); err != nil {
 		return err
 	}
-	if ids := inst.record.Args.CPUIDs; len(ids) > 0 {
+	if ids := s.pinned(inst.record.Name, inst.record.Args); len(ids) > 0 {
 		var set unix.CPUSet
 		for _, id := range ids {
 			set.Set(id)

@@ -60,6 +60,7 @@ type saved struct {
 //	unikernels/<name>  a record, as JSON, written and renamed: a power cut at any byte leaves the old one or the new one
 //	processes/<name>   a handle, likewise
 //	images/<sha256>    an image
+//	policies           the policies, as JSON, likewise
 //	tmp/               what is being written; emptied at start
 //	lock               locked by the host whose state it is
 type store struct {
@@ -148,6 +149,26 @@ func (s *store) writeNew(path string, data []byte) (err error) {
 		return errors.Join(err, os.Remove(f.Name()))
 	}
 	return f.Sync()
+}
+
+// savePolicies writes which policies there are, to stay through a power cut.
+func (s *store) savePolicies(list []albatross.NamedPolicy) error {
+	data, err := json.Marshal(list)
+	if err == nil {
+		err = renameio.WriteFile(s.path("policies"), data, 0o600, renameio.WithTempDir(s.path("tmp")))
+	}
+	if err != nil {
+		return fmt.Errorf("write policies: %w", err)
+	}
+	return syncDir(s.dir)
+}
+
+// loadPolicies reads which policies there are. If they cannot be read host must not go on as if there were none.
+func (s *store) loadPolicies() (list []albatross.NamedPolicy, err error) {
+	if err := readJSON(s.path("policies"), &list); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("read policies from %s: %w", s.path("policies"), err)
+	}
+	return list, nil
 }
 
 // saveHandle writes how to find the instance of a name again, to stay through a crash of host.

@@ -15,12 +15,12 @@ const lineTime = 5 * time.Second
 
 // answerConsole carries out one command of console.sock. A subscription lasts until the client says or closes anything, does not take a line
 // for lineTime, or is the oldest of too many.
-func (s *Service) answerConsole(ctx context.Context, conn net.Conn, request albatross.Wire) {
+func (s *Service) answerConsole(ctx context.Context, conn net.Conn, request albatross.Wire) (more bool) {
 	switch c := request.Payload.(type) {
 	case albatross.ConsoleSubscribe:
 		if !request.Name.HasLabel() {
 			s.reply(conn, request.Header, albatross.Failure("path used instead of name"))
-			return
+			return false
 		}
 		from := sinceCount(c.Count)
 		if c.Since != nil {
@@ -38,6 +38,7 @@ func (s *Service) answerConsole(ctx context.Context, conn net.Conn, request alba
 	default:
 		s.reply(conn, request.Header, albatross.Failure("unknown command"))
 	}
+	return false
 }
 
 // subscribe sends the lines of a console as they come.
