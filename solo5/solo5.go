@@ -1,12 +1,13 @@
-// Package solo5 reads Solo5 images and runs those of the target spt.
+// Package solo5 reads Solo5 images and runs those of the targets spt and hvt.
 //
 // [Read] takes an untrusted file and answers what the image is: its target,
-// its segments and the devices that its manifest declares. [PrepareSPT] holds
-// that against the devices and the memory it is given, and makes a process of
-// it: by [Tender.Exec] in the place of the calling one (cmd/fulmar-spt), by
-// [Tender.Command] or [Tender.GatedCommand] as a child (services/host).
+// its segments and the devices that its manifest declares. [PrepareSPT] and
+// [PrepareHVT] hold that against the devices and the memory they are given, and
+// make a process of it: by [Tender.Exec] in the place of the calling one
+// (cmd/fulmar-spt, cmd/fulmar-hvt), by [Tender.Command] or [Tender.GatedCommand]
+// as a child (services/host).
 //
-// # The process is the unikernel
+// # A guest of the target spt: the process is the unikernel
 //
 // solo5-spt loads the image into its own address space and jumps to it, so a
 // tender with its libraries stays in memory beside the guest. A Go program
@@ -23,18 +24,33 @@
 // pidfd, cgroup and exit status of the process are those of the unikernel. A
 // daemon that starts guests can be restarted without touching them.
 //
+// # A guest of the target hvt: a virtual machine and its tender
+//
+// A virtual machine on /dev/kvm has a process that runs it and answers its
+// hypercalls. That is a small program in Go (see [HVTMain]), which one trampoline
+// more starts: so here too a process has lost groups, capabilities and all files
+// but its own before the first instruction of the tender, and the process is
+// again the unikernel's for kill, wait, pidfd, cgroup and exit status, and needs
+// nobody else. The tender makes the machine of the sealed image, puts on a
+// filter that allows running it and what the runtime of Go does around that,
+// and only then lets it run. One thread runs it, and while it does nobody touches
+// its memory; every address that it passes is checked against what it may read
+// or write itself.
+//
 // # Invariant
 //
 // What runs is what was checked. The image is copied into sealed memory before
 // it is read (or is already sealed, see [Seal]), so nobody can change it
 // between check and load, and each segment gets exactly the protection that was
 // checked: none is both writable and executable, page 0 is never mapped, and
-// any system call but those of the devices attached kills the process.
+// any system call but those of the devices attached kills the process. (A
+// virtual machine can change its own page tables. It does not get past the
+// host's, in which what was not writable in the image is not.)
 //
 // Nothing in this package keeps state outside the values it returns. It needs
 // Linux 5.9 or newer on amd64, and /proc.
 //
-// Facts of the format: Solo5's elf_abi.h, mft_abi.h and spt_abi.h.
+// Facts of the format: Solo5's elf_abi.h, mft_abi.h, spt_abi.h and hvt_abi.h.
 package solo5
 
 import (

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -56,6 +57,11 @@ func spt(t *testing.T, files []*os.File, args ...string) outcome {
 
 func TestRuns(t *testing.T) {
 	image, wired := solo5test.Build(t, 0), solo5test.Build(t, 1)
+	stored := solo5test.BuildSPT(t, solo5test.Features{Blocks: 1})
+	disk := filepath.Join(t.TempDir(), "disk")
+	if err := os.WriteFile(disk, bytes.Repeat([]byte{42}, 2048), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	text := filepath.Join(t.TempDir(), "text")
 	if err := os.WriteFile(text, []byte("no image"), 0o600); err != nil {
 		t.Fatal(err)
@@ -80,7 +86,16 @@ func TestRuns(t *testing.T) {
 		"a directory":   {[]string{filepath.Dir(text)}, outcome{"", "fulmar-spt: " + filepath.Dir(text) + ": not a Solo5 image: it is no regular file\n", "exit status 1"}},
 		"no such tap":   {[]string{"--net:net0=none0", wired}, outcome{"", "fulmar-spt: look for interface \"none0\": no such device\n", "exit status 1"}},
 		"not connected": {[]string{wired}, outcome{"", "fulmar-spt: " + wired + ": the image declares the network device \"net0\", and it is not attached\n", "exit status 1"}},
-		"no open file":  {[]string{"--net:net0=@77", wired}, outcome{"", "fulmar-spt: descriptor 77 is no tap: bad file descriptor\n", "exit status 1"}},
+		"a block device": {
+			[]string{"--block-sector-size:disk0=1024", "--block:disk0=" + disk, stored, "disk", "read", "1024", "1024"},
+			outcome{"result=1024\nbyte=42\n", "", "exit status 0"},
+		},
+		"behind a block device": {
+			[]string{"--block:disk0=" + disk, stored, "disk", "write", "2048", "512", "1"},
+			outcome{"", "", "signal: bad system call"},
+		},
+		"no block device": {[]string{stored}, outcome{"", "fulmar-spt: " + stored + ": the image declares the block device \"disk0\", and it is not attached\n", "exit status 1"}},
+		"no open file":    {[]string{"--net:net0=@77", wired}, outcome{"", "fulmar-spt: descriptor 77 is no tap: bad file descriptor\n", "exit status 1"}},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
