@@ -92,6 +92,8 @@ func (b *Bus) consumeOnce(ctx context.Context, c consumer) error {
 	work, cancel := context.WithCancel(context.WithoutCancel(ctx)) // handlers outlive ctx by the grace
 	defer cancel()
 	defer context.AfterFunc(ctx, func() { time.AfterFunc(grace, cancel) })()
+	tether, release := tie(work, b.NC)
+	defer release()
 	l := newLanes()
 	defer l.wait()
 	for {
@@ -104,7 +106,7 @@ func (b *Bus) consumeOnce(ctx context.Context, c consumer) error {
 		case err != nil:
 			return fmt.Errorf("next message of %s: %w", c.name, err)
 		}
-		if !l.run(ctx, c.lane(msg), func(turn <-chan struct{}) { b.deliver(ctx, work, c, msg, turn) }) {
+		if !l.run(ctx, c.lane(msg), func(turn <-chan struct{}) { b.deliver(ctx, tether, c, msg, turn) }) {
 			handBack(msg)
 		}
 	}
@@ -114,8 +116,8 @@ func (b *Bus) consumeOnce(ctx context.Context, c consumer) error {
 func handBack(msg jetstream.Msg) { _ = msg.Nak() }
 
 // deliver waits for the message's turn, handles it and settles it, and meanwhile reports progress. When its turn comes
-// after the service was told to stop it is handed back.
-func (b *Bus) deliver(serving, work context.Context, c consumer, msg jetstream.Msg, turn <-chan struct{}) {
+// after the service was told to stop it is handed back. A handler does not outlive the connection to the bus.
+func (b *Bus) deliver(serving context.Context, tether *tether, c consumer, msg jetstream.Msg, turn <-chan struct{}) {
 	begin := time.Now()
 	done := make(chan struct{})
 	var wg sync.WaitGroup
@@ -127,6 +129,7 @@ func (b *Bus) deliver(serving, work context.Context, c consumer, msg jetstream.M
 		handBack(msg)
 		return
 	}
+	work := tether.context()
 	err := c.handle(work, msg)
 	close(done)
 	wg.Wait()
@@ -157,7 +160,7 @@ func (b *Bus) settle(ctx context.Context, c consumer, msg jetstream.Msg, err err
 	case err == nil:
 		b.metrics.handled.WithLabelValues(c.name, "done").Inc()
 		return msg.Ack()
-	case ctx.Err() != nil: // the service stops: whoever is next may begin at once
+	case ctx.Err() != nil: // the service stops, or the bus went away: whoever is next may begin at once
 		return msg.Nak()
 	case late:
 		b.metrics.handled.WithLabelValues(c.name, "later").Inc()

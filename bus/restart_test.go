@@ -179,6 +179,54 @@ func TestServicesOutliveABusThatIsKilled(t *testing.T) {
 	stopStep()
 }
 
+// TestNobodyWaitsForABusThatIsGone has a handler that waits for an answer when the bus goes away, and would for ever.
+func TestNobodyWaitsForABusThatIsGone(t *testing.T) {
+	dir := t.TempDir()
+	s, err := bus.StartServer(dir, "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	at, err := url.Parse(s.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	nc, err := bus.Connect(s.URL(), "", "worker")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(nc.Close)
+	b, err := bus.Open(t.Context(), nc, bus.Options{Service: "worker"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := lookOn(t, s)
+	waits := make(chan struct{}, 1)
+	waits <- struct{}{}
+	entered := make(chan struct{})
+	stop := w.step(b, lease(func(ctx context.Context, _ *fulmarv1.Event) (messages.Verb, error) {
+		select {
+		case <-waits:
+			close(entered)
+			<-ctx.Done()
+			return "", ctx.Err()
+		default:
+			return messages.Leased, nil
+		}
+	}))
+	w.say("web", 1, messages.Built)
+	<-entered
+	w.NC.Close()
+	s.Stop()
+
+	if s, err = bus.StartServer(dir, at.Host); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Stop)
+	w = lookOn(t, s)
+	w.await(messages.Leased)
+	stop()
+}
+
 func TestStartServerSaysWhatIsWrong(t *testing.T) {
 	for listen, want := range map[string]string{
 		"4222":            "missing port in address",
