@@ -24,8 +24,8 @@ import (
 const manyAddresses = 8
 
 // Established counts, for every address of addrs, the TCP flows that it still answers: entries whose reply comes from the
-// address and whose state is before TIME_WAIT. An address without flows is in the answer with zero. Clients that vanished
-// count for as long as the kernel keeps them (5 days by default).
+// address and whose state is before TIME_WAIT, but not SYN_SENT. An address without flows is in the answer with zero.
+// Clients that vanished count for as long as the kernel keeps them (5 days by default).
 func Established(addrs ...netip.Addr) (map[netip.Addr]int, error) {
 	open := make(map[netip.Addr]int, len(addrs))
 	for _, addr := range addrs {
@@ -35,7 +35,7 @@ func Established(addrs ...netip.Addr) (map[netip.Addr]int, error) {
 		open[addr] = 0
 	}
 	count := func(f flow) {
-		if _, asked := open[f.replySource]; asked && f.protocol == protocolTCP && f.beforeTimeWait() {
+		if _, asked := open[f.replySource]; asked && f.protocol == protocolTCP && f.answered() {
 			open[f.replySource]++
 		}
 	}

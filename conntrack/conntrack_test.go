@@ -12,6 +12,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/vishvananda/netlink/nl"
 	"go.uber.org/goleak"
 
 	"fulmar/firewall/nstest"
@@ -133,6 +134,33 @@ func TestEstablishedCountsWhatTheAddressStillAnswers(t *testing.T) {
 	eventually(t, map[netip.Addr]int{first.Addr(): 2}, first.Addr())
 	for _, c := range []net.Conn{a, serverA, b, serverB} {
 		_ = c.Close()
+	}
+	eventually(t, map[netip.Addr]int{first.Addr(): 0}, first.Addr())
+}
+
+func TestARequestThatNobodyAnsweredIsNoFlow(t *testing.T) {
+	n := newNetwork(t)
+	err := n.first.Do(func() error { return exec.Command("iptables", "-A", "INPUT", "-p", "tcp", "-j", "DROP").Run() })
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = n.client.Do(func() error {
+		if conn, err := net.DialTimeout("tcp4", "192.0.2.1:80", 50*time.Millisecond); err == nil {
+			return errors.Join(errors.New("somebody answered"), conn.Close())
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	waiting := 0
+	err = dump(match{protocol: protocolTCP, replySource: first.Addr()}, func(f flow) {
+		if f.state == nl.TCP_CONNTRACK_SYN_SENT {
+			waiting++
+		}
+	})
+	if err != nil || waiting != 1 {
+		t.Fatalf("the kernel has %d unanswered requests: %v", waiting, err)
 	}
 	eventually(t, map[netip.Addr]int{first.Addr(): 0}, first.Addr())
 }

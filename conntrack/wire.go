@@ -50,9 +50,11 @@ type flow struct {
 	id          []byte
 }
 
-// beforeTimeWait reports whether a TCP flow may still carry data in either direction.
-func (f flow) beforeTimeWait() bool {
-	return f.state < nl.TCP_CONNTRACK_TIME_WAIT || f.state == nl.TCP_CONNTRACK_SYN_SENT2
+// answered reports whether a TCP flow was answered and may still carry data in either direction. A request that nobody
+// answers is none: who sent it asks again, and reaches whoever holds the port then. The kernel keeps it for 2 minutes, and
+// every health check that is too early for its unit leaves one.
+func (f flow) answered() bool {
+	return f.state != nl.TCP_CONNTRACK_SYN_SENT && (f.state < nl.TCP_CONNTRACK_TIME_WAIT || f.state == nl.TCP_CONNTRACK_SYN_SENT2)
 }
 
 func (m match) holds(f flow) bool {
