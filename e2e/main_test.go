@@ -13,6 +13,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
 	"fulmar/bus"
 	"fulmar/e2e/lab"
 	"fulmar/examples/hello"
@@ -160,6 +163,27 @@ func (w *world) connect() {
 		w.t.Fatal(err)
 	}
 	w.t.Cleanup(w.log.Close)
+	w.t.Cleanup(w.explain)
+}
+
+// explain shows, if the test failed, what a person would look at.
+func (w *world) explain() {
+	if !w.t.Failed() {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	for _, args := range [][]string{{"ps", "--all"}, {"gc", "--dry-run"}} {
+		out, err := w.Fulmar(ctx, args...)
+		w.t.Logf("fulmar %s: %v\n%s", strings.Join(args, " "), err, out)
+	}
+	rules, err := lab.Rules()
+	w.t.Logf("rules: %v\n%s", err, strings.Join(rules, "\n"))
+	flows, err := netlink.ConntrackTableList(netlink.ConntrackTable, unix.AF_INET)
+	w.t.Logf("%d connections: %v", len(flows), err)
+	for _, f := range flows[:min(len(flows), 50)] {
+		w.t.Log(f)
+	}
 }
 
 // patient gives a context for what must happen.

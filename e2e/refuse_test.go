@@ -82,7 +82,7 @@ func TestBadRequestsCostNothing(t *testing.T) {
 		"an image that is text":               {body: replace(file, w.write("text", []byte("#!/bin/sh\n"))), culprit: []string{"unit web", "Solo5"}},
 		"an image that is another executable": {body: replace(file, fmt.Sprintf("%q", filepath.Join(w.Bin, "gc"))), culprit: []string{"unit web", "Solo5"}},
 		"an image that is cut short":          {body: replace(file, w.write("short", w.imageBytes()[:1000])), culprit: []string{"unit web"}},
-		"an image of an unsupported target":   {body: replace(file, w.write("hvt", hvt(t, w.imageBytes()))), culprit: []string{"unit web", "hvt", "lab"}},
+		"an image of an unsupported target":   {body: replace(file, w.write("virtio", virtio(t, w.imageBytes()))), culprit: []string{"unit web", "virtio", "lab"}},
 		"a digest that does not match":        {body: replace(`"file"`, `"sha256":"`+strings.Repeat("ab", 32)+`","file"`), culprit: []string{"unit web", strings.Repeat("ab", 32)}},
 		"a device that is not named":          {body: replace(file, fmt.Sprintf("%q", solo5test.Build(t, 2))), culprit: []string{"unit web", `"net0"`, `"net1"`}},
 		"a device that is not there":          {body: replace(`"memory"`, `"device":"net7","memory"`), culprit: []string{"unit web", `"net7"`}},
@@ -148,8 +148,8 @@ func (w *world) imageBytes() []byte {
 	return b
 }
 
-// hvt makes an image for another target out of one for spt, by what its ABI note says.
-func hvt(t *testing.T, image []byte) []byte {
+// virtio makes an image for another target out of one for spt, by what its ABI note says.
+func virtio(t *testing.T, image []byte) []byte {
 	t.Helper()
 	note := []byte("ABI1Solo5\x00\x00\x00\x02\x00\x00\x00") // the kind of the note, its name, the target spt
 	if bytes.Count(image, note) != 1 {
@@ -157,7 +157,7 @@ func hvt(t *testing.T, image []byte) []byte {
 	}
 	at := bytes.Index(image, note) + len(note) - 4
 	changed := bytes.Clone(image)
-	binary.LittleEndian.PutUint32(changed[at:], 1)
+	binary.LittleEndian.PutUint32(changed[at:], 3)
 	return changed
 }
 

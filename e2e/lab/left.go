@@ -22,18 +22,22 @@ import (
 // poll is the time between two looks at what gives no event.
 const poll = 20 * time.Millisecond
 
-// Until calls f until it is nil, and gives its last error when ctx ends.
+// Until calls f until it is nil, and gives its last error from before ctx ended when that comes first.
 func Until(ctx context.Context, f func() error) error {
 	tick := time.NewTicker(poll)
 	defer tick.Stop()
+	var last error
 	for {
 		err := f()
 		if err == nil {
 			return nil
 		}
+		if last == nil || ctx.Err() == nil {
+			last = err
+		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("%w: %w", ctx.Err(), err)
+			return fmt.Errorf("%w: %w", ctx.Err(), last)
 		case <-tick.C:
 		}
 	}
