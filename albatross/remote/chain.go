@@ -46,22 +46,35 @@ func ReadChain(chain []*x509.Certificate) (Request, error) {
 	if err != nil {
 		return Request{}, err
 	}
-	leaf := chain[0]
+	name, command, err := readLeaf(path, chain[0])
+	return Request{Name: name, Command: command, Policies: policies}, err
+}
+
+// ReadLeaf reads what a client's own certificates ask for, its leaf first; the root may be missing. The errors are those of
+// ReadChain.
+func ReadLeaf(chain []*x509.Certificate) (albatross.Name, albatross.Command, error) {
+	path, err := (&Authority{Chain: chain[1:]}).Path()
+	if err != nil {
+		return albatross.Name{}, nil, err
+	}
+	return readLeaf(path, chain[0])
+}
+
+func readLeaf(path albatross.Path, leaf *x509.Certificate) (albatross.Name, albatross.Command, error) {
 	name, err := leafName(path, leaf.Subject.CommonName)
 	if err != nil {
-		return Request{}, err
+		return name, nil, err
 	}
 	command, err := Command(leaf)
-	if err != nil {
-		return Request{}, err
+	switch {
+	case err != nil:
+		return name, nil, err
+	case command == nil:
+		return name, nil, ErrNoCommand
+	case !byCertificate(command):
+		return name, nil, fmt.Errorf("%w: %T", ErrNotByCertificate, command)
 	}
-	if command == nil {
-		return Request{}, ErrNoCommand
-	}
-	if !byCertificate(command) {
-		return Request{}, fmt.Errorf("%w: %T", ErrNotByCertificate, command)
-	}
-	return Request{Name: name, Command: command, Policies: policies}, nil
+	return name, command, nil
 }
 
 // readSigners reads the CA certificates of a chain without its root, of which the last is the topmost.

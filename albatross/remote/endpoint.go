@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"time"
 
 	"fulmar/albatross"
@@ -52,10 +53,7 @@ func (e *Endpoint) Open(ctx context.Context, name albatross.Name, m albatross.Co
 	if err != nil || image == nil {
 		return conn, err
 	}
-	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
-	defer stop()
-	err = SendImage(conn, image)
-	return &halfSent{Conn: conn, err: err}, nil
+	return SendImage(ctx, conn, image), nil
 }
 
 // Dial connects to the endpoint with a certificate that carries a command. What the endpoint says next is the answer; an
@@ -96,19 +94,20 @@ func checkServer(peer []*x509.Certificate, roots *x509.CertPool) error {
 	return nil
 }
 
-// SendImage sends what follows the certificate of a create without an image.
-func SendImage(conn net.Conn, image []byte) error {
-	for len(image) > 0 {
-		n := min(len(image), imageChunk)
-		if err := albatross.WriteFrame(conn, image[:n]); err != nil {
-			return fmt.Errorf("send image: %w", err)
+// SendImage sends what follows the certificate of a create without an image. The connection that it returns stands for conn and
+// tells what went wrong if there is no answer: an endpoint that takes no more says why.
+func SendImage(ctx context.Context, conn net.Conn, image []byte) net.Conn {
+	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	for chunk := range slices.Chunk(image, imageChunk) {
+		if err := albatross.WriteFrame(conn, chunk); err != nil {
+			return &halfSent{Conn: conn, err: fmt.Errorf("send image: %w", err)}
 		}
-		image = image[n:]
 	}
 	if err := albatross.WriteFrame(conn, nil); err != nil {
-		return fmt.Errorf("send image: %w", err)
+		return &halfSent{Conn: conn, err: fmt.Errorf("send image: %w", err)}
 	}
-	return nil
+	return conn
 }
 
 // answers is a connection to an endpoint.
@@ -124,7 +123,7 @@ func (a *answers) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// halfSent is a connection to which all was sent, or not: the answer says why.
+// halfSent is a connection to which not all was sent: the answer may say why.
 type halfSent struct {
 	net.Conn
 	err error
@@ -133,7 +132,7 @@ type halfSent struct {
 // Read implements net.Conn.
 func (h *halfSent) Read(p []byte) (int, error) {
 	n, err := h.Conn.Read(p)
-	if err != nil && h.err != nil {
+	if err != nil {
 		err = errors.Join(err, h.err)
 	}
 	return n, err

@@ -38,6 +38,8 @@ type cli struct {
 	Lease      leaseCmd      `cmd:"" help:"List the leases of addresses."`
 	GC         gcCmd         `cmd:"" name:"gc" help:"Sweep the hosts, or say what a sweep would do."`
 	Decode     decodeCmd     `cmd:"" help:"Read one message or record from standard input and print it as JSON; for nats sub --translate."`
+	Wire       wireCmd       `cmd:"" help:"Read and write messages of albatross's protocol, for debugging a daemon."`
+	Albatross  albatrossCmd  `cmd:"" help:"Manage unikernels of an albatross daemon or a Fulmar host directly, here or on another machine."`
 	Completion completionCmd `cmd:"" help:"Print the completion script of a shell."`
 	Version    versionCmd    `cmd:"" help:"Print the version."`
 }
