@@ -254,10 +254,7 @@ func gcSweep(w *world, pause func()) {
 
 // ipamSweep is ipam's sweep of leases that no head explains.
 func ipamSweep(w *world, pause func()) {
-	running := map[string]bool{}
-	for _, i := range sorted(w.host) {
-		running[i] = true
-	}
+	running := w.running()
 	for _, a := range w.addresses() {
 		pause()
 		l := w.leases[a].value
@@ -272,6 +269,15 @@ func ipamSweep(w *world, pause func()) {
 		}
 		w.sweepLease(a, l, h, pause)
 	}
+}
+
+// running are the instances that run, as vmm wrote them down.
+func (w *world) running() map[string]bool {
+	running := map[string]bool{}
+	for i := range w.host {
+		running[i] = true
+	}
+	return running
 }
 
 // natSweep makes the kernel follow the heads.

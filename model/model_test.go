@@ -86,6 +86,7 @@ func TestEachRuleTakenOutIsCaught(t *testing.T) {
 		noRest:        "an address rests before it is claimed again",
 		noChain:       "an event has one successor",
 		sameAddress:   "a lease is explained only by the address that the head names",
+		stillRuns:     "an address is claimed only when its last holder does not run",
 		oneLine:       "what expired has failed before it is drained",
 	} {
 		t.Run(says, func(t *testing.T) {

@@ -65,7 +65,8 @@ func (w *world) ask() {
 	stacks := []string{"web", "dns"}[:1+w.IntN(3)/2]
 	shared := w.chance(0.2) // both stacks want the same port
 	generation := uint64(0)
-	for range 2 + w.IntN(5) {
+	images := 1 + w.IntN(3) // the fewer, the more is kept
+	for range 2 + w.IntN(7) {
 		generation += uint64(1 + w.IntN(3))
 		r := request{generation: generation, stack: stacks[w.IntN(len(stacks))], kind: w.kind()}
 		if r.kind == fulmarv1.Kind_KIND_DEPLOY {
@@ -73,7 +74,7 @@ func (w *world) ask() {
 			if r.stack == "dns" && !shared {
 				port = 53
 			}
-			r.bad, r.body = w.chance(0.25), w.deploy(port)
+			r.bad, r.body = w.chance(0.25), w.deploy(port, images)
 		}
 		w.requests = append(w.requests, r)
 	}
@@ -95,12 +96,12 @@ func (w *world) kind() fulmarv1.Kind {
 	return fulmarv1.Kind_KIND_DISCARD
 }
 
-// deploy makes a request for units a and b, or one of them, of images x, y and z. Unit a may use the address of b.
-func (w *world) deploy(port int) []byte {
+// deploy makes a request for units a and b, or one of them, of so many images. Unit a may use the address of b.
+func (w *world) deploy(port, images int) []byte {
 	names := [][]string{{"a"}, {"b"}, {"a", "b"}, {"a", "b"}}[w.IntN(4)]
 	var units []string
 	for i, name := range names {
-		u := fmt.Sprintf(`{"name":%q,"image":{"object":%q}`, name, strings.Repeat(string("abc"[w.IntN(3)]), 64))
+		u := fmt.Sprintf(`{"name":%q,"image":{"object":%q}`, name, strings.Repeat(string("abc"[w.IntN(images)]), 64))
 		if i == 0 {
 			u += fmt.Sprintf(`,"ports":[{"port":%d}]`, port)
 		}
@@ -231,6 +232,10 @@ func (w *world) run() error {
 func (w *world) storm() error {
 	pick := func(p ...float64) float64 { return p[w.IntN(len(p))] }
 	freeze, double, crash, asks := pick(0, 0, 0.01, 0.03), pick(0.02, 0.1), pick(0, 0.01, 0.04), pick(0.1, 0.02)
+	frozen := "" // only workers of this service freeze, and for long; empty: any
+	if w.chance(0.5) {
+		frozen, freeze, double = services[w.IntN(len(services))].name, 0.3, 0.3
+	}
 	sent := 1
 	for range []int{300, 600, 1200}[w.IntN(3)] {
 		if w.chance(0.3) {
@@ -253,7 +258,12 @@ func (w *world) storm() error {
 		case x < 0.35:
 			w.deliverAny(sent, double)
 		case len(w.workers) > 0:
-			if err := w.step(w.anyWorker(), freeze); err != nil {
+			wk := w.anyWorker()
+			may := freeze
+			if frozen != "" && wk.of.service != frozen {
+				may = 0
+			}
+			if err := w.step(wk, may); err != nil {
 				return err
 			}
 		}

@@ -162,11 +162,14 @@ func (w *world) claim(i *fulmarv1.Instance, d *fulmarv1.Deployment, pause func()
 		i.Name = messages.InstanceName(d.GetStack(), i.GetUnit(), n)
 	}
 	for {
-		view := w.view()
+		view, running := w.view(), w.running()
+		if w.without == stillRuns {
+			running = nil
+		}
 		if a, held := view.HeldBy(i.GetName()); held {
 			return a, nil
 		}
-		a, ok := w.pool.Pick(view, w.Uint32(), w.now())
+		a, ok := w.pool.Pick(view, running, w.Uint32(), w.now())
 		if !ok {
 			reason, first := w.pool.Full(view, w.now())
 			if !first.IsZero() && first.Before(d.GetDeadline().AsTime()) {

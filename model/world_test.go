@@ -27,6 +27,7 @@ const (
 	noRest        = "norest"        // addresses rest
 	noChain       = "nochain"       // an event has one successor
 	sameAddress   = "sameaddress"   // a head explains a lease only at the address that it names
+	stillRuns     = "stillruns"     // an address is claimed only when its last holder does not run
 	oneLine       = "oneline"       // what expired has failed before it drains
 )
 
@@ -102,7 +103,12 @@ func newWorld(seed uint64, without string) *world {
 		last: map[chainKey]*event{}, said: map[string]int{}, host: map[string]string{}, redirects: map[string][]redirect{},
 		shownBefore: map[string]uint64{}, liveBefore: map[string]uint64{},
 	}
-	reserved := [][]string{{"10.0.0.9/32", "10.0.0.10/31", "10.0.0.12/30"}, {"10.0.0.11/32", "10.0.0.12/30"}, nil}[w.IntN(3)] // 7, 9 or 13 addresses
+	reserved := [][]string{ // what leaves 3, 5, 7 or 13 addresses
+		{"10.0.0.5", "10.0.0.6/31", "10.0.0.8/29"},
+		{"10.0.0.7", "10.0.0.8/29"},
+		{"10.0.0.9", "10.0.0.10/31", "10.0.0.12/30"},
+		nil,
+	}[w.IntN(4)]
 	w.network = &fulmarv1.Network{Name: "lan", Host: hostName, Bridge: "br0", Prefix: "10.0.0.0/28", Gateway: "10.0.0.1", Reserved: reserved}
 	var err error
 	if w.pool, err = ipam.NewPool(w.network); err != nil {

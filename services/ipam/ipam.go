@@ -115,6 +115,9 @@ func (s *Service) assign(ctx context.Context, head *fulmarv1.Head, d *fulmarv1.D
 	if err := s.leases.CaughtUp(ctx); err != nil { // what a former try claimed is found
 		return nil, err
 	}
+	if err := s.hosts.CaughtUp(ctx); err != nil {
+		return nil, err
+	}
 	return Assign(head, d, func(i *fulmarv1.Instance) (netip.Addr, error) {
 		return s.claim(ctx, p, i.GetName(), d.GetDeadline().AsTime())
 	})
@@ -128,7 +131,8 @@ func (s *Service) claim(ctx context.Context, p Pool, instance string, deadline t
 		if a, ok := held.HeldBy(instance); ok {
 			return a, nil
 		}
-		a, ok := p.Pick(held, rand.Uint32N(p.size()), s.now())
+		running := s.running()
+		a, ok := p.Pick(held, running, rand.Uint32N(p.size()), s.now())
 		if !ok && !caughtUp { // the view may lag: never say full from an old one
 			if err := s.leases.CaughtUp(ctx); err != nil {
 				return a, err
@@ -140,7 +144,7 @@ func (s *Service) claim(ctx context.Context, p Pool, instance string, deadline t
 			s.claims.WithLabelValues("full").Inc()
 			return a, s.fullPool(p, held, deadline)
 		}
-		err := s.take(ctx, p, a, instance)
+		err := s.take(ctx, p, a, instance, running)
 		if err == nil {
 			s.claims.WithLabelValues("claimed").Inc()
 			return a, nil
@@ -160,19 +164,32 @@ func (s *Service) claim(ctx context.Context, p Pool, instance string, deadline t
 func (s *Service) fullPool(p Pool, l Leases, deadline time.Time) error {
 	reason, first := p.Full(l, s.now())
 	if !first.IsZero() && first.Before(deadline) {
-		return bus.Later(min(first.Sub(s.now())+time.Millisecond, time.Second))
+		return bus.Later(min(first.Sub(s.now())+time.Millisecond, moment))
 	}
 	return messages.Refuse(fulmarv1.ReasonCode_REASON_CODE_EXHAUSTED, "%s", reason)
 }
 
+// running gives the instances that run, as every vmm saw last.
+func (s *Service) running() map[string]bool {
+	running := map[string]bool{}
+	for _, h := range s.hosts.All() {
+		for _, i := range h.GetInstances() {
+			if i.GetRunning() {
+				running[i.GetName()] = true
+			}
+		}
+	}
+	return running
+}
+
 // take writes the lease of a free address.
-func (s *Service) take(ctx context.Context, p Pool, a netip.Addr, instance string) error {
+func (s *Service) take(ctx context.Context, p Pool, a netip.Addr, instance string, running map[string]bool) error {
 	key := messages.LeaseKey(p.name, a.String())
 	have, rev, err := s.bus.Leases.Get(ctx, key)
 	if err != nil {
 		return err
 	}
-	if rev != 0 && (have.GetRestingUntil() == nil || s.now().Before(have.GetRestingUntil().AsTime())) {
+	if rev != 0 && !rested(have, running, s.now()) {
 		return fmt.Errorf("claim %s: %w", key, jetstream.ErrKeyRevisionMismatch)
 	}
 	return s.bus.Leases.Put(ctx, key, &fulmarv1.Lease{Instance: instance}, rev)

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"fulmar/messages"
@@ -146,6 +147,29 @@ func TestARestingAddressIsWaitedFor(t *testing.T) {
 	}
 	if diff := cmp.Diff(map[string]string{"10.0.0.2": "web.a.7"}, w.leases()); diff != "" {
 		t.Errorf("leases (-want +got):\n%s", diff)
+	}
+}
+
+// TestAnAddressWhoseHolderRunsAgain is a worker that was frozen and started an instance after it had been stopped.
+func TestAnAddressWhoseHolderRunsAgain(t *testing.T) {
+	w := newWorld(t, network("10.0.0.0/30", "10.0.0.1"))
+	w.lease("10.0.0.2", &fulmarv1.Lease{Instance: "old.a.1", RestingUntil: timestamppb.New(time.Now().Add(-time.Second))})
+	runs := &fulmarv1.Host{Name: "host1", Instances: []*fulmarv1.HostInstance{{Name: "old.a.1", Running: true}}}
+	if err := w.Hosts.Put(t.Context(), "host1", runs, 0); err != nil {
+		t.Fatal(err)
+	}
+	e := w.built("web", 7, unit("a", "i1"))
+	s := w.replica(calm())
+	if verb, err := s.lease(t.Context(), proto.CloneOf(e)); verb != "" || err == nil {
+		t.Fatalf("it says %q, %v", verb, err)
+	} else if _, refused := messages.AsRefusal(err); refused {
+		t.Fatalf("%v is final, and gc is about to stop the other", err)
+	}
+	if _, err := w.Hosts.Edit(t.Context(), "host1", func(*fulmarv1.Host) (*fulmarv1.Host, error) { return &fulmarv1.Host{Name: "host1"}, nil }); err != nil {
+		t.Fatal(err)
+	}
+	if verb, err := s.lease(t.Context(), e); verb != messages.Leased || err != nil {
+		t.Errorf("it says %q, %v", verb, err)
 	}
 }
 

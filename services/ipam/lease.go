@@ -10,6 +10,9 @@ import (
 	fulmarv1 "fulmar/messages/fulmar/v1"
 )
 
+// moment is the time between two looks at an address that is about to be free.
+const moment = time.Second
+
 // Pool is a network as ipam reads it.
 type Pool struct {
 	name     string
@@ -54,10 +57,15 @@ func (p Pool) leasable(a netip.Addr) bool {
 // Leases are the records of a pool, by address.
 type Leases map[netip.Addr]*fulmarv1.Lease
 
-// free reports whether an address can be claimed now: nobody holds it and it has rested.
-func (l Leases) free(a netip.Addr, now time.Time) bool {
+// free reports whether an address can be claimed now: nobody holds it, it has rested, and who held it last does not run. A
+// frozen worker may have started that one again before its deadline; then gc stops it first.
+func (l Leases) free(a netip.Addr, running map[string]bool, now time.Time) bool {
 	r, ok := l[a]
-	return !ok || r.GetRestingUntil() != nil && !now.Before(r.GetRestingUntil().AsTime())
+	return !ok || rested(r, running, now)
+}
+
+func rested(r *fulmarv1.Lease, running map[string]bool, now time.Time) bool {
+	return r.GetRestingUntil() != nil && !now.Before(r.GetRestingUntil().AsTime()) && !running[r.GetInstance()]
 }
 
 // HeldBy gives the address that an instance holds already; of several the lowest, so that everybody finds the same.
@@ -72,17 +80,19 @@ func (l Leases) HeldBy(instance string) (netip.Addr, bool) {
 }
 
 // Pick gives the first free address of the pool from a start chosen at random, round once; none is reported by false.
-func (p Pool) Pick(l Leases, start uint32, now time.Time) (netip.Addr, bool) {
+// Running are the instances that run.
+func (p Pool) Pick(l Leases, running map[string]bool, start uint32, now time.Time) (netip.Addr, bool) {
 	for i := range p.size() {
 		a := p.at((start + i) % p.size())
-		if p.leasable(a) && l.free(a, now) {
+		if p.leasable(a) && l.free(a, running, now) {
 			return a, true
 		}
 	}
 	return netip.Addr{}, false
 }
 
-// Full says why a pool has no free address, and when the first one has rested; that is zero if none rests.
+// Full says why a pool has no free address, and when the first one has rested; that is zero if none rests. One that has
+// rested and whose holder runs again is free in a moment.
 func (p Pool) Full(l Leases, now time.Time) (reason string, first time.Time) {
 	held, resting := 0, 0
 	for a, r := range l {
@@ -95,7 +105,11 @@ func (p Pool) Full(l Leases, now time.Time) (reason string, first time.Time) {
 			continue
 		}
 		resting++
-		if t := until.AsTime(); t.After(now) && (first.IsZero() || t.Before(first)) {
+		t := until.AsTime()
+		if !t.After(now) {
+			t = now.Add(moment)
+		}
+		if first.IsZero() || t.Before(first) {
 			first = t
 		}
 	}

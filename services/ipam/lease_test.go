@@ -88,6 +88,8 @@ func leasesOf(records map[string]*fulmarv1.Lease) Leases {
 
 func TestPick(t *testing.T) {
 	p := poolOf(t, network("10.0.0.0/29", "10.0.0.1"))
+	runs := rest(-1)
+	runs.Instance = "run.run.1"
 	for name, c := range map[string]struct {
 		start uint32
 		have  map[string]*fulmarv1.Lease
@@ -98,12 +100,13 @@ func TestPick(t *testing.T) {
 		"a held one is passed over":                      {4, map[string]*fulmarv1.Lease{"10.0.0.4": rest(0)}, "10.0.0.5"},
 		"one that rests is passed over":                  {4, map[string]*fulmarv1.Lease{"10.0.0.4": rest(1)}, "10.0.0.5"},
 		"one that has rested is free again":              {4, map[string]*fulmarv1.Lease{"10.0.0.4": rest(-1)}, "10.0.0.4"},
+		"one whose holder runs again is passed over":     {4, map[string]*fulmarv1.Lease{"10.0.0.4": runs}, "10.0.0.5"},
 		"the end of the prefix goes on at its beginning": {6, map[string]*fulmarv1.Lease{"10.0.0.6": rest(0)}, "10.0.0.2"},
 		"the last one is found from anywhere":            {4, map[string]*fulmarv1.Lease{"10.0.0.4": rest(0), "10.0.0.5": rest(0), "10.0.0.6": rest(9), "10.0.0.2": rest(0)}, "10.0.0.3"},
 		"a full pool has none":                           {4, map[string]*fulmarv1.Lease{"10.0.0.2": rest(0), "10.0.0.3": rest(0), "10.0.0.4": rest(0), "10.0.0.5": rest(0), "10.0.0.6": rest(9)}, "invalid IP"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			got, ok := p.Pick(leasesOf(c.have), c.start, now)
+			got, ok := p.Pick(leasesOf(c.have), map[string]bool{"run.run.1": true}, c.start, now)
 			if got.String() != c.want || ok != (c.want != "invalid IP") {
 				t.Errorf("got %s, %v, want %s", got, ok, c.want)
 			}
@@ -126,6 +129,10 @@ func TestFull(t *testing.T) {
 		"the first that will have rested is told": {
 			map[string]*fulmarv1.Lease{"10.0.0.2": rest(0), "10.0.0.3": rest(7), "10.0.0.4": rest(3)},
 			"network lan (10.0.0.0/29) has no free address: 1 held, 2 resting", now.Add(3 * time.Second),
+		},
+		"one that has rested is free in a moment": {
+			map[string]*fulmarv1.Lease{"10.0.0.2": rest(-5), "10.0.0.4": rest(3)},
+			"network lan (10.0.0.0/29) has no free address: 0 held, 2 resting", now.Add(time.Second),
 		},
 		"what is not leasable does not count": {
 			map[string]*fulmarv1.Lease{"10.0.0.1": rest(0), "10.0.9.9": rest(2)},

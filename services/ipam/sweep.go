@@ -123,12 +123,7 @@ func (s *Service) sweep(ctx context.Context) error {
 	if err := s.hosts.CaughtUp(ctx); err != nil {
 		return err
 	}
-	running := map[string]bool{}
-	for _, h := range s.hosts.All() {
-		for _, i := range h.GetInstances() {
-			running[i.GetName()] = i.GetRunning()
-		}
-	}
+	running := s.running()
 	for key, l := range s.leases.All() {
 		stack, _, _, ok := messages.ParseInstance(l.GetInstance())
 		if !ok || l.GetRestingUntil() != nil {
