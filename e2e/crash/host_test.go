@@ -20,6 +20,7 @@ type happening struct {
 	command string
 	dir     func(*world) string
 	mask    uint32
+	image   bool // it takes an image that the host has not yet
 }
 
 func happenings() []happening {
@@ -29,15 +30,15 @@ func happenings() []happening {
 	fifo := func(w *world) string { return filepath.Join(w.RunDir(), "fifo") }
 	group := func(w *world) string { return w.groupDir() }
 	return []happening{
-		{"the image is written", "create", state("images"), unix.IN_MOVED_TO},
-		{"the record is written", "create", state("unikernels"), unix.IN_MOVED_TO},
-		{"the console is made", "create", fifo, unix.IN_CREATE},
-		{"the control group is made", "create", group, unix.IN_CREATE},
-		{"the process is written down", "create", state("processes"), unix.IN_MOVED_TO},
-		{"the record is removed", "destroy", state("unikernels"), unix.IN_DELETE},
-		{"the process is forgotten", "destroy", state("processes"), unix.IN_DELETE},
-		{"the console is removed", "destroy", fifo, unix.IN_DELETE},
-		{"the control group is removed", "destroy", group, unix.IN_DELETE},
+		{"the image is written", "create", state("images"), unix.IN_MOVED_TO, true},
+		{"the record is written", "create", state("unikernels"), unix.IN_MOVED_TO, false},
+		{"the console is made", "create", fifo, unix.IN_CREATE, false},
+		{"the control group is made", "create", group, unix.IN_CREATE, false},
+		{"the process is written down", "create", state("processes"), unix.IN_MOVED_TO, false},
+		{"the record is removed", "destroy", state("unikernels"), unix.IN_DELETE, false},
+		{"the process is forgotten", "destroy", state("processes"), unix.IN_DELETE, false},
+		{"the console is removed", "destroy", fifo, unix.IN_DELETE, false},
+		{"the control group is removed", "destroy", group, unix.IN_DELETE, false},
 	}
 }
 
@@ -87,11 +88,15 @@ func (l *life) hostDies(h happening) map[phase]func() fault {
 	}
 	for _, ph := range phases {
 		faults[ph] = func() fault {
-			trap := l.daemons["vmm"].Trap(lab.Before, commands(h.command, "web")(l.stack))
+			unit := "web"
+			if h.image {
+				unit = "aux" // the first that has it
+			}
+			trap := l.daemons["vmm"].Trap(lab.Before, commands(h.command, unit)(l.stack))
 			return fault{trap, func(ctx context.Context) error {
-				text := l.stack + ".web."
-				if filepath.Base(h.dir(l.world)) == "images" {
-					text = "" // it is the only one who stores one then
+				text := l.stack + "." + unit + "."
+				if h.image {
+					text = "" // nobody else stores one
 				}
 				await, err := watch(h.dir(l.world), text, h.mask)
 				if err != nil {
@@ -114,14 +119,16 @@ func TestHostKilledInEachCommand(t *testing.T) {
 		}
 		for _, when := range []lab.When{lab.Before, lab.After} {
 			all = append(all, testLife{fmt.Sprintf("%s %s", when, p.name), func(l *life) {
+				l.mayFail = true
 				l.through(l.at(p, "", when, func(context.Context) error { return l.members["host"].kill() }))
 			}})
 		}
 	}
 	for _, h := range happenings() {
 		all = append(all, testLife{"when " + h.name, func(l *life) {
+			l.mayFail = true
 			faults := l.hostDies(h)
-			if h.name == "the image is written" {
+			if h.image {
 				l.ownImage()
 				delete(faults, update)
 			}

@@ -35,6 +35,7 @@ type life struct {
 	generations []uint64
 	serves      string // the text, empty if nothing is published
 	failures    []string
+	mayFail     bool // a deployment may fail, if that changes nothing
 }
 
 func (w *world) newLife(t *testing.T, stack string, port uint16) *life {
@@ -224,11 +225,14 @@ func (l *life) through(faults map[phase]func() fault) {
 		}
 	}
 	l.ended()
+	switch {
+	case len(l.failures) > 0 && l.mayFail:
+		l.t.Logf("stack %s failed cleanly: %s", l.stack, strings.Join(l.failures, "; "))
+	case len(l.failures) > 0:
+		l.t.Errorf("stack %s: %s", l.stack, strings.Join(l.failures, "; "))
+	}
 	if l.t.Failed() {
 		l.timeline()
-	}
-	if len(l.failures) > 0 {
-		l.t.Logf("stack %s had failures: %s", l.stack, strings.Join(l.failures, "; "))
 	}
 }
 

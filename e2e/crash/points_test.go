@@ -1,6 +1,7 @@
 package crash_test
 
 import (
+	"slices"
 	"strings"
 
 	"google.golang.org/protobuf/proto"
@@ -53,6 +54,11 @@ func points() []point {
 		{"ipam takes it out of the head", "ipam", false, goes, writesHead(func(h *fulmarv1.Head) bool { return !leasing(h) })},
 		{"ipam says retired", "ipam", false, goes, says(messages.Retired)},
 	}
+}
+
+// steps are the points at which something is said.
+func steps() []point {
+	return slices.DeleteFunc(points(), func(p point) bool { return !strings.Contains(p.name, " says ") })
 }
 
 // leasing reports whether a head has a deployment that is underway and was given its instances.

@@ -48,14 +48,7 @@ func (k *link) serveDaemon() {
 		return
 	}
 	answer, err := albatross.ReadFrame(k.server, albatross.DefaultMaxFrame)
-	if t != nil && t.when == After {
-		if err != nil {
-			k.wire.set(t) // there was no answer
-		} else if !t.hold(k.closed) {
-			return
-		}
-	}
-	if err != nil {
+	if t != nil && t.when == After && !t.hold(k.closed) || err != nil {
 		return
 	}
 	_ = albatross.WriteFrame(k.client, answer) // a client that is gone does not care

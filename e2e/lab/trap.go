@@ -19,7 +19,7 @@ type When int
 // The moments.
 const (
 	Before When = iota // a message was sent, and nobody has it yet
-	After              // it was taken and answered, and the sender does not know
+	After              // it was taken, and the sender does not know
 )
 
 // String names the moment as a test's name does.
@@ -85,14 +85,10 @@ type traps struct {
 // Trap sets a trap for the first message from now on that a test accepts.
 func (t *traps) Trap(when When, accepts func(Message) bool) *Trap {
 	trap := &Trap{accepts: accepts, when: when, caught: make(chan struct{}), free: make(chan struct{})}
-	t.set(trap)
-	return trap
-}
-
-func (t *traps) set(trap *Trap) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.all = append(t.all, trap)
+	return trap
 }
 
 // match gives the trap for a message, which is set no longer then, or nil.

@@ -87,7 +87,7 @@ func (w *Wire) accept() {
 		w.wg.Go(func() {
 			w.serve(k)
 			k.close()
-			k.giveBack()
+			k.unanswered()
 			w.mu.Lock()
 			delete(w.links, k)
 			w.mu.Unlock()
@@ -104,12 +104,12 @@ func (k *link) close() {
 	})
 }
 
-// giveBack sets the traps again that wait for an answer which will not come.
-func (k *link) giveBack() {
+// unanswered closes the traps that wait for an answer which will not come: the sender does not know, as it was to be.
+func (k *link) unanswered() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	for _, t := range k.replies {
-		k.wire.set(t)
+		close(t.caught)
 	}
 }
 
