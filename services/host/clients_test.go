@@ -46,7 +46,6 @@ func TestBadClientsAreToldAndOthersServed(t *testing.T) {
 		"an empty frame":       {frame(nil), albatross.Header{}, "malformed"},
 		"a reply":              {frame(mustMarshal(t, albatross.Wire{Header: header, Payload: albatross.Empty{}})), header, "this is not a command"},
 		"a console subscriber": {frame(mustMarshal(t, albatross.Wire{Header: header, Payload: albatross.ConsoleSubscribe{}})), header, "unknown command"},
-		"a block device":       {frame(mustMarshal(t, albatross.Wire{Header: header, Payload: albatross.BlockInfo{}})), header, "this daemon does not serve block info"},
 	} {
 		t.Run(what, func(t *testing.T) {
 			conn := dial(t, d.cfg, albatross.VMMDSocket)

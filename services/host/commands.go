@@ -25,9 +25,9 @@ const (
 const errNoUnikernel = refusal("destroy: not found")
 
 // answer carries out one command of vmmd.sock. After a policy is added the client may give another.
-func (s *Service) answer(_ context.Context, conn net.Conn, request albatross.Wire) (more bool) {
+func (s *Service) answer(ctx context.Context, conn net.Conn, request albatross.Wire) (more bool) {
 	begin := time.Now()
-	name, reply, err := s.command(request)
+	name, reply, err := s.command(ctx, conn, request)
 	result := "ok"
 	if err != nil {
 		result = "failed"
@@ -38,15 +38,17 @@ func (s *Service) answer(_ context.Context, conn net.Conn, request albatross.Wir
 		}
 		reply = albatross.Failure(err.Error())
 	}
-	s.reply(conn, request.Header, reply)
+	if reply != nil {
+		s.reply(conn, request.Header, reply)
+	}
 	s.metrics.commands.WithLabelValues(name, result).Inc()
 	s.metrics.commandDuration.WithLabelValues(name).Observe(time.Since(begin).Seconds())
 	_, added := request.Payload.(albatross.PolicyAdd)
 	return added && err == nil
 }
 
-// command carries out one command and names it.
-func (s *Service) command(request albatross.Wire) (name string, reply albatross.Payload, err error) {
+// command carries out one command and names it. There is no reply if the command has sent its own.
+func (s *Service) command(ctx context.Context, conn net.Conn, request albatross.Wire) (name string, reply albatross.Payload, err error) {
 	switch c := request.Payload.(type) {
 	case albatross.UnikernelCreate:
 		reply, err = s.create(request.Name, c.Config, c.Force)
@@ -74,21 +76,9 @@ func (s *Service) command(request albatross.Wire) (name string, reply albatross.
 		albatross.StatsAdd, albatross.StatsRemove, albatross.StatsSubscribe, albatross.StatsInitial:
 		return "other", nil, refusal("unknown command")
 	case albatross.Command:
-		return "other", nil, refuse("this daemon does not serve %s", commandName(c))
+		return s.blockCommand(ctx, conn, request)
 	}
 	return "other", nil, refusal("this is not a command")
-}
-
-// commandName is the command in words: PolicyAdd is "policy add".
-func commandName(c albatross.Command) string {
-	var words strings.Builder
-	for i, r := range strings.TrimPrefix(fmt.Sprintf("%T", c), "albatross.") {
-		if i > 0 && r >= 'A' && r <= 'Z' {
-			words.WriteByte(' ')
-		}
-		words.WriteRune(r)
-	}
-	return strings.ToLower(words.String())
 }
 
 // create starts a unikernel; forced, it stops the one of that name first, once all that can be checked is.
@@ -159,7 +149,7 @@ func (s *Service) admit(r record, image loaded) error {
 	if err := s.allowed(r.Name, r.Args); err != nil {
 		return err
 	}
-	if err := checkImage(r.Name, image.Image, r.Args, s.cpus); err != nil {
+	if err := checkImage(image.Image, r.Args, s.cpus); err != nil {
 		return err
 	}
 	for _, b := range r.Args.Bridges {
@@ -202,7 +192,7 @@ func (s *Service) info(name albatross.Name, g albatross.Generation) albatross.Pa
 	for other, e := range s.names {
 		shown, ok := relative(other, name)
 		if ok && e.live() {
-			reply.List = append(reply.List, albatross.Running{Name: shown, Info: e.inst.info()})
+			reply.List = append(reply.List, albatross.Running{Name: shown, Info: e.inst.info(s.blockSizes(e.inst.record))})
 		}
 	}
 	slices.SortFunc(reply.List, func(a, b albatross.Running) int { return strings.Compare(a.Name.String(), b.Name.String()) })
@@ -240,12 +230,15 @@ func relative(name, asked albatross.Name) (albatross.Name, bool) {
 	return shown, err == nil
 }
 
-// info is what is told of a unikernel that runs.
-func (i *instance) info() albatross.Info {
+// info is what is told of a unikernel that runs, whose block devices have these sizes in MB.
+func (i *instance) info(sizes []int) albatross.Info {
 	a := i.record.Args
 	info := albatross.Info{
 		Typ: i.record.Typ, Startup: a.Startup, Fail: a.Fail, CPUIDs: slices.Sorted(slices.Values(a.CPUIDs)), Memory: a.Memory, Digest: i.record.Digest,
 		Arguments: a.Arguments, Started: i.started, CPUs: a.CPUs, LinuxBootPartition: a.LinuxBootPartition,
+	}
+	for n, b := range a.Blocks {
+		info.Blocks = append(info.Blocks, albatross.InfoBlock{UnikernelDevice: b.Name, HostDevice: hostDevice(b), SectorSize: sectorSize(b), Size: sizes[n]})
 	}
 	for _, b := range a.Bridges {
 		info.Bridges = append(info.Bridges, albatross.InfoBridge{UnikernelDevice: b.Netif, HostDevice: bridgeName(b), MAC: mac(i.record.Name, b)})

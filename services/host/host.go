@@ -1,6 +1,7 @@
 // Package host is a daemon that serves albatross's protocol: it runs Solo5 unikernels on this machine, without OCaml and without Solo5.
 //
-// It hears commands on the Unix socket <run>/util/vmmd.sock (unikernels: create, force create, restart, destroy, get, info; policies: add, remove, info) and subscriptions on
+// It hears commands on the Unix socket <run>/util/vmmd.sock (unikernels: create, force create, restart, destroy, get, info; policies: add, remove, info;
+// block devices: add, set, dump, remove, info) and subscriptions on
 // <run>/util/console.sock, and answers in the words of albatross. It speaks to nobody else and knows nothing of the bus.
 //
 // A console keeps the last lines that a unikernel has written, and at its end one of host's: "fulmar: exited with status 3",
@@ -140,7 +141,7 @@ func New(cfg Config, log *slog.Logger, reg prometheus.Registerer) (_ *Service, e
 			return nil, err
 		}
 	}
-	if s.ledger, err = openLedger(s.store, root); err != nil {
+	if s.ledger, err = openLedger(s.store, root, log); err != nil {
 		return nil, err
 	}
 	s.metrics, err = newMetrics(reg, s.running)

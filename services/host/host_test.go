@@ -141,7 +141,7 @@ func TestRefusals(t *testing.T) {
 		},
 		"a block device": {
 			":x", with(unikernel(plain, 0), func(c *albatross.Config) { c.Blocks = []albatross.Block{{Name: "storage"}} }),
-			`specified block device(s) does not match with the manifest. Devices present in manifest: `,
+			`block device :storage not found`,
 		},
 		"a target virtio": {":x", unikernel(retarget(plain, 3), 0), `unsupported solo5 target virtio`},
 		"a target hvt":    {":x", unikernel(retarget(plain, 1), 0), `unsupported solo5 target hvt`},

@@ -23,7 +23,7 @@ func refuse(format string, args ...any) error { return refusal(fmt.Sprintf(forma
 
 // checkImage says whether the image can be run with args on a machine whose CPUs are cpus, in the words of albatross where it has some.
 // It decides alone from what it is given; that bridges exist is seen elsewhere.
-func checkImage(name albatross.Name, image *solo5.Image, args albatross.Args, cpus []int) error {
+func checkImage(image *solo5.Image, args albatross.Args, cpus []int) error {
 	if image.Target != solo5.SPT {
 		return refuse("unsupported solo5 target %s", image.Target)
 	}
@@ -37,8 +37,10 @@ func checkImage(name albatross.Name, image *solo5.Image, args albatross.Args, cp
 	if !matches(image, solo5.BlockDevice, blocks) {
 		return refuse("specified block device(s) does not match with the manifest. Devices present in manifest: %s", manifest(image))
 	}
-	for _, b := range args.Blocks { // there are none
-		return refuse("block device %s:%s not found", name.Path(), cmp.Or(b.Device, b.Name))
+	for _, b := range args.Blocks {
+		if size := sectorSize(b); size < 512 || size > 1<<15 || size&(size-1) != 0 {
+			return refuse("block device %s: a sector of %d bytes is not a power of two from 512 to 32768", b.Name, size)
+		}
 	}
 	if err := image.CheckMemory(args.Memory); err != nil {
 		return refusal(err.Error())
@@ -93,6 +95,16 @@ func arguments(name albatross.Name, args albatross.Args) []string {
 // bridgeName is the host's side of a network device.
 func bridgeName(b albatross.Bridge) string {
 	return cmp.Or(b.Bridge, b.Netif)
+}
+
+// hostDevice is the host's side of a block device, within the unikernel's path.
+func hostDevice(b albatross.Block) string {
+	return cmp.Or(b.Device, b.Name)
+}
+
+// sectorSize is that of a block device, in bytes.
+func sectorSize(b albatross.Block) int {
+	return cmp.Or(b.SectorSize, 512)
 }
 
 // own returns args that share no memory with the request that they came in, which holds an image.

@@ -2,6 +2,7 @@ package host
 
 import (
 	"fmt"
+	"log/slog"
 	"sync"
 
 	"github.com/vishvananda/netlink"
@@ -27,7 +28,7 @@ type ledger struct {
 }
 
 // openLedger reads the policies from the disk. If the machine has one, it is that of the root unless one was set.
-func openLedger(s *store, machine *albatross.Policy) (*ledger, error) {
+func openLedger(s *store, machine *albatross.Policy, log *slog.Logger) (*ledger, error) {
 	l := &ledger{resources: newResources()}
 	policies, err := s.loadPolicies()
 	if err != nil {
@@ -35,6 +36,9 @@ func openLedger(s *store, machine *albatross.Policy) (*ledger, error) {
 	}
 	for _, p := range policies {
 		l.policies[p.Name.Path()] = p.Policy
+	}
+	if l.blocks, err = s.loadBlocks(log); err != nil {
+		return nil, err
 	}
 	if _, set := l.policies[albatross.Path{}]; machine != nil && !set {
 		l.policies[albatross.Path{}], l.machine = *machine, true

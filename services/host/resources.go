@@ -18,10 +18,15 @@ type resources struct {
 	policies map[albatross.Path]albatross.Policy
 	machine  bool // the policy of the root comes from the machine
 	booked   map[albatross.Name]albatross.Args
+	blocks   map[albatross.Name]int  // size in MB
+	busy     map[albatross.Name]bool // block devices that are being made, filled or read out
 }
 
 func newResources() *resources {
-	return &resources{policies: make(map[albatross.Path]albatross.Policy), booked: make(map[albatross.Name]albatross.Args)}
+	return &resources{
+		policies: make(map[albatross.Path]albatross.Policy), booked: make(map[albatross.Name]albatross.Args),
+		blocks: make(map[albatross.Name]int), busy: make(map[albatross.Name]bool),
+	}
 }
 
 // above lists the paths from path up that have policies.
@@ -88,6 +93,9 @@ func (r *resources) checkPolicy(path albatross.Path, p albatross.Policy) error {
 			return err
 		}
 	}
+	if used := r.blockUsed(path); used > 0 && (p.Block == nil || *p.Block < used) {
+		return refuse("block devices would exceed the limit set by policy to %d MB, used %d MB", blockLimit(p), used)
+	}
 	return allowsRunning(p, r.used(path, albatross.Name{}))
 }
 
@@ -148,7 +156,7 @@ func (r *resources) checkUnikernel(name albatross.Name, args albatross.Args) err
 			return refuse("bridges %s not allowed by policy", list(strange))
 		}
 	}
-	return nil
+	return r.checkBlocks(name, args)
 }
 
 // book is [resources.checkUnikernel], and counts what args use from then on.

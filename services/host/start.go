@@ -87,7 +87,12 @@ func (s *Service) prepare(inst *instance, image loaded) (_ *waiting, err error) 
 	if err != nil {
 		return nil, err
 	}
-	w, err := s.spawn(inst, image, nets, stdout)
+	blocks, err := s.openBlocks(inst.record)
+	defer func() { err = errors.Join(err, closeBlocks(blocks)) }()
+	if err != nil {
+		return nil, err
+	}
+	w, err := s.spawn(inst, image, solo5.Guest{Nets: nets, Blocks: blocks}, stdout)
 	if err != nil {
 		return nil, err
 	}
@@ -123,17 +128,16 @@ func closeTaps(nets []solo5.Net) error {
 	return errors.Join(errs...)
 }
 
-// spawn starts the process, under a user of its own and in its control group. It does not pass its gate.
-func (s *Service) spawn(inst *instance, image loaded, nets []solo5.Net, stdout *os.File) (*waiting, error) {
+// spawn starts the process of a guest that has its devices, under a user of its own and in its control group. It does not pass its gate.
+func (s *Service) spawn(inst *instance, image loaded, guest solo5.Guest, stdout *os.File) (*waiting, error) {
 	file, err := seal(image.bytes)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = file.Close() }()
-	tender, err := solo5.PrepareSPT(solo5.Guest{
-		Image: file, Memory: inst.record.Args.Memory, Nets: nets,
-		Args: arguments(inst.record.Name, inst.record.Args), Name: inst.record.Name.Label(),
-	})
+	guest.Image, guest.Memory = file, inst.record.Args.Memory
+	guest.Args, guest.Name = arguments(inst.record.Name, inst.record.Args), inst.record.Name.Label()
+	tender, err := solo5.PrepareSPT(guest)
 	if mismatch := (*solo5.MismatchError)(nil); errors.As(err, &mismatch) {
 		return nil, refusal(mismatch.Error())
 	}

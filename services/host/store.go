@@ -60,6 +60,7 @@ type saved struct {
 //	unikernels/<name>  a record, as JSON, written and renamed: a power cut at any byte leaves the old one or the new one
 //	processes/<name>   a handle, likewise
 //	images/<sha256>    an image
+//	blocks/<name>      the content of a block device, of its size
 //	policies           the policies, as JSON, likewise
 //	tmp/               what is being written; emptied at start
 //	lock               locked by the host whose state it is
@@ -73,7 +74,7 @@ type store struct {
 // openStore makes what is missing of the directories and clears away unfinished writes.
 func openStore(dir string) (s *store, err error) {
 	s = &store{dir: dir}
-	for _, sub := range []string{"unikernels", "processes", "images"} {
+	for _, sub := range []string{"unikernels", "processes", "images", "blocks"} {
 		if err := os.MkdirAll(s.path(sub), 0o700); err != nil {
 			return nil, fmt.Errorf("make state directory: %w", err)
 		}
