@@ -11,6 +11,9 @@ import (
 	"testing"
 )
 
+// schedules are how many run if nobody says otherwise.
+const schedules = 10_000
+
 // number is a number from the environment, or what it is without.
 func number(t *testing.T, name string, without uint64) uint64 {
 	t.Helper()

@@ -37,7 +37,8 @@ func accept(w *world, r request, pause func()) outcome {
 		h, rev := w.head(r.stack)
 		pause()
 		d, err := builder.Enter(h, bus.Request{Generation: r.generation, Kind: r.kind, Stack: r.stack, Body: r.body}, builder.Surroundings{
-			Networks: map[string]*fulmarv1.Network{w.network.GetName(): w.network}, Heads: heads, Now: w.now(),
+			Networks: map[string]*fulmarv1.Network{w.network.GetName(): w.network}, Hosts: map[string]*fulmarv1.Host{w.network.GetHost(): {}},
+			Heads: heads, Now: w.now(),
 		})
 		if err == nil {
 			err = w.enter(r.stack, h, rev, d, pause)
