@@ -9,6 +9,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+
+	"fulmar/messages"
 )
 
 // schedules are how many run if nobody says otherwise.
@@ -75,6 +77,40 @@ func search(from, count uint64, without string) (uint64, error) {
 func TestNoScheduleBreaksAnInvariant(t *testing.T) {
 	if seed, err := search(number(t, "FULMAR_SEED", 0), number(t, "FULMAR_SCHEDULES", schedules), ""); err != nil {
 		t.Fatalf("seed %d: %v\n%s", seed, err, tell(seed, ""))
+	}
+}
+
+// TestSchedulesAreNotEmpty sees that the line is walked up and down in many ways: a model in which every request is
+// rejected breaks nothing.
+func TestSchedulesAreNotEmpty(t *testing.T) {
+	const seeds = 300
+	said := map[messages.Verb]int{}
+	kept := 0
+	for seed := range uint64(seeds) {
+		w := newWorld(seed, "")
+		if err := w.run(); err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range w.log {
+			said[e.verb]++
+			for _, u := range e.GetDeployment().GetUnits() {
+				if e.verb == messages.Leased && u.GetKept() {
+					kept++
+				}
+			}
+		}
+	}
+	t.Logf("said %v, kept %d instances", said, kept)
+	for verb, least := range map[messages.Verb]int{
+		messages.Accepted: 2 * seeds, messages.Published: seeds / 2, messages.Staged: seeds / 10, messages.Failed: seeds / 2,
+		messages.Rejected: seeds / 2, messages.Retired: seeds,
+	} {
+		if said[verb] < least {
+			t.Errorf("%s was said %d times in %d schedules, want %d at least", verb, said[verb], seeds, least)
+		}
+	}
+	if kept < seeds/10 {
+		t.Errorf("%d instances were kept in %d schedules, want %d at least", kept, seeds, seeds/10)
 	}
 }
 
