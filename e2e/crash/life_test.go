@@ -225,6 +225,12 @@ func (l *life) through(faults map[phase]func() fault) {
 		}
 	}
 	l.ended()
+	l.judge()
+}
+
+// judge fails the test if a deployment failed that may not, and shows what happened if the test failed.
+func (l *life) judge() {
+	l.t.Helper()
 	switch {
 	case len(l.failures) > 0 && l.mayFail:
 		l.t.Logf("stack %s failed cleanly: %s", l.stack, strings.Join(l.failures, "; "))

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -44,6 +45,9 @@ type world struct {
 	members map[string]*member
 	order   []*member // in which they were started
 	daemons map[string]*lab.Wire
+
+	mu    sync.Mutex
+	turns map[string]*sync.Mutex // of who freezes a service
 }
 
 // newWorld installs Fulmar, with so many of each service.
@@ -56,6 +60,7 @@ func newWorld(t *testing.T, replicas int) *world {
 	for i := range replicas {
 		for _, s := range services {
 			name := s
+			w.turns[s] = &sync.Mutex{}
 			if i > 0 {
 				name = fmt.Sprintf("%s-%d", s, i+1)
 			}
@@ -84,7 +89,7 @@ func newLab(t *testing.T) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &world{Lab: l, t: t, image: os.Getenv(imageKey), members: map[string]*member{}, daemons: map[string]*lab.Wire{}}
+	w := &world{Lab: l, t: t, image: os.Getenv(imageKey), members: map[string]*member{}, daemons: map[string]*lab.Wire{}, turns: map[string]*sync.Mutex{}}
 	t.Cleanup(func() {
 		if err := l.Close(); err != nil {
 			t.Error(err)

@@ -43,15 +43,29 @@ func (k *link) serveDaemon() {
 	if err != nil {
 		return
 	}
-	t := k.wire.match(command(frame))
+	asked := command(frame)
+	t := k.wire.match(asked)
 	if t != nil && t.when == Before && !t.hold(k.closed) || albatross.WriteFrame(k.server, frame) != nil {
 		return
 	}
 	answer, err := albatross.ReadFrame(k.server, albatross.DefaultMaxFrame)
+	if err == nil && asked.Subject == "create" && done(answer) {
+		k.wire.observe(Message{Subject: "created", Body: asked.Body})
+	}
 	if t != nil && t.when == After && !t.hold(k.closed) || err != nil {
 		return
 	}
 	_ = albatross.WriteFrame(k.client, answer) // a client that is gone does not care
+}
+
+// done reports whether an answer says that it was done.
+func done(answer []byte) bool {
+	w, err := albatross.Unmarshal(bytes.Clone(answer))
+	if err != nil {
+		return false
+	}
+	_, ok := w.Payload.(albatross.Success)
+	return ok
 }
 
 // command says what a frame asks for.

@@ -76,10 +76,11 @@ func (t *Trap) hold(closed <-chan struct{}) bool {
 	}
 }
 
-// traps are those that are set and have caught nothing yet.
+// traps are those that are set and have caught nothing yet, and who only looks on.
 type traps struct {
-	mu  sync.Mutex
-	all []*Trap
+	mu       sync.Mutex
+	all      []*Trap
+	observer func(Message)
 }
 
 // Trap sets a trap for the first message from now on that a test accepts.
@@ -89,6 +90,22 @@ func (t *traps) Trap(when When, accepts func(Message) bool) *Trap {
 	defer t.mu.Unlock()
 	t.all = append(t.all, trap)
 	return trap
+}
+
+// Observe calls f with each command that a daemon has done, as created.
+func (t *traps) Observe(f func(Message)) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.observer = f
+}
+
+func (t *traps) observe(m Message) {
+	t.mu.Lock()
+	f := t.observer
+	t.mu.Unlock()
+	if f != nil {
+		f(m)
+	}
 }
 
 // match gives the trap for a message, which is set no longer then, or nil.

@@ -1,0 +1,147 @@
+package crash_test
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"fulmar/e2e/lab"
+	"fulmar/messages"
+	fulmarv1 "fulmar/messages/fulmar/v1"
+)
+
+const (
+	manyStacks  = 3
+	manyUpdates = 10
+)
+
+// TestReplicasDoNothingTwice has two of each service, and asks for updates of several stacks without waiting for one
+// another; then the first of each is killed for good, and the second goes on alone.
+func TestReplicasDoNothingTwice(t *testing.T) {
+	w := newWorld(t, 2)
+	created := w.countCreated()
+	var stacks []*life
+	for i := range manyStacks {
+		stacks = append(stacks, w.newLife(t, fmt.Sprintf("many%d", i+1), uint16(8000+i)))
+	}
+	w.updates(stacks, func(l *life, i int) { l.ask(fulmarv1.Kind_KIND_DEPLOY, fmt.Sprintf("v%d", i)) })
+	for _, l := range stacks {
+		l.newestServes()
+		l.held()
+	}
+	for _, s := range services { // nat among them: its second one takes over
+		if _, complaints := w.members[s].end(); len(complaints) > 0 {
+			t.Error(complaints)
+		}
+		w.order = slices.DeleteFunc(w.order, func(m *member) bool { return m == w.members[s] })
+	}
+	for _, l := range stacks {
+		l.run(update, "alone")
+		l.run(retire, "")
+		l.ended()
+	}
+	w.nothingLeft()
+	if twice := created(); len(twice) > 0 {
+		t.Errorf("instances were made more than once: %q", twice)
+	}
+}
+
+// updates asks for so many updates of each stack, all stacks at once.
+func (w *world) updates(stacks []*life, ask func(*life, int)) {
+	w.t.Helper()
+	var asking sync.WaitGroup
+	for _, l := range stacks {
+		asking.Go(func() {
+			for i := range manyUpdates {
+				ask(l, i+1)
+			}
+		})
+	}
+	asking.Wait()
+}
+
+// ask stores a request without waiting for what becomes of it.
+func (l *life) ask(kind fulmarv1.Kind, text string) {
+	id := fmt.Sprintf("%s-%d", l.stack, len(l.generations))
+	l.generations = append(l.generations, l.request(l.t, kind, l.stack, id, l.body(text)))
+	l.serves = text
+}
+
+// newestServes fails the test unless the newest deployment was published and serves, and all others have ended: published
+// before it, or overtaken.
+func (l *life) newestServes() {
+	l.t.Helper()
+	for i, g := range l.generations {
+		s := l.await(g, messages.Published, messages.Failed, messages.Rejected)
+		newest := i == len(l.generations)-1
+		overtaken := s.Verb == messages.Failed && s.Event.GetReasonCode() == fulmarv1.ReasonCode_REASON_CODE_SUPERSEDED
+		if s.Verb != messages.Published && (newest || !overtaken) {
+			l.t.Errorf("%v ends the deployment", s)
+		}
+		if !newest {
+			l.await(g, messages.Retired)
+		}
+	}
+	l.served()
+	l.ended()
+}
+
+// held fails the test unless the leases that are held are those of what is live.
+func (l *life) held() {
+	l.t.Helper()
+	want := map[string]bool{}
+	for _, i := range messages.InState(l.head(l.t, l.stack), fulmarv1.State_STATE_LIVE).GetInstances() {
+		want[messages.LeaseKey(i.GetNetwork(), i.GetAddress())+" of "+i.GetName()] = true
+	}
+	l.until(l.t, func(ctx context.Context) error {
+		leases, err := l.bus.Leases.All(ctx)
+		if err != nil {
+			return err
+		}
+		have := map[string]bool{}
+		for key, lease := range leases {
+			if strings.HasPrefix(lease.GetInstance(), l.stack+".") && lease.GetRestingUntil() == nil {
+				have[key+" of "+lease.GetInstance()] = true
+			}
+		}
+		if !maps.Equal(have, want) {
+			return fmt.Errorf("leases held are %v, live are %v", have, want)
+		}
+		return nil
+	})
+}
+
+// countCreated counts the creates that the host has answered with success, by instance, and gives a function that lists
+// the instances with more than one.
+func (w *world) countCreated() func() []string {
+	var mu sync.Mutex
+	count := map[string]int{}
+	for _, d := range w.daemons {
+		d.Observe(func(m lab.Message) {
+			if m.Subject == "created" {
+				mu.Lock()
+				defer mu.Unlock()
+				count[string(m.Body)]++
+			}
+		})
+	}
+	return func() []string {
+		mu.Lock()
+		defer mu.Unlock()
+		if len(count) == 0 {
+			w.t.Error("no instance was made at all")
+		}
+		var twice []string
+		for name, n := range count {
+			if n > 1 {
+				twice = append(twice, fmt.Sprintf("%s %d times", name, n))
+			}
+		}
+		slices.Sort(twice)
+		return twice
+	}
+}
