@@ -24,13 +24,14 @@ import (
 )
 
 type config struct {
-	RunDir     string `env:"HOST_RUN_DIR" default:"/run/fulmar" help:"Directory of the sockets util/vmmd.sock and util/console.sock, and of the FIFOs."`
-	StateDir   string `env:"HOST_STATE_DIR" default:"/var/lib/fulmar/host" help:"Directory of what must stay through a boot: what runs, and its images."`
-	Cgroup     string `env:"HOST_CGROUP" default:"fulmar" help:"Control group of all unikernels, below /sys/fs/cgroup. No other host may use it."`
-	UIDBase    int    `env:"HOST_UID_BASE" default:"900000" help:"First of 65536 user and group ids; each unikernel runs under one of its own."`
-	MaxImage   int    `env:"HOST_MAX_IMAGE" default:"256" help:"Largest image and request, in MB."`
-	RootPolicy bool   `env:"HOST_ROOT_POLICY" help:"Let all unikernels together use no more than this machine has, and only bridges that there are at start."`
-	HTTP       string `name:"http" env:"HOST_HTTP" placeholder:"ADDR" help:"Address that serves /healthz and /metrics. Empty: none."`
+	RunDir     string        `env:"HOST_RUN_DIR" default:"/run/fulmar" help:"Directory of the sockets util/vmmd.sock, util/console.sock and util/stat.sock, and of the FIFOs."`
+	StateDir   string        `env:"HOST_STATE_DIR" default:"/var/lib/fulmar/host" help:"Directory of what must stay through a boot: what runs, and its images."`
+	Cgroup     string        `env:"HOST_CGROUP" default:"fulmar" help:"Control group of all unikernels, below /sys/fs/cgroup. No other host may use it."`
+	UIDBase    int           `env:"HOST_UID_BASE" default:"900000" help:"First of 65536 user and group ids; each unikernel runs under one of its own."`
+	MaxImage   int           `env:"HOST_MAX_IMAGE" default:"256" help:"Largest image and request, in MB."`
+	RootPolicy bool          `env:"HOST_ROOT_POLICY" help:"Let all unikernels together use no more than this machine has, and only bridges that there are at start."`
+	StatsEvery time.Duration `env:"HOST_STATS_EVERY" default:"10s" help:"Time between two statistics of a unikernel."`
+	HTTP       string        `name:"http" env:"HOST_HTTP" placeholder:"ADDR" help:"Address that serves /healthz and /metrics. Empty: none."`
 }
 
 func main() {
@@ -51,8 +52,8 @@ func serve(ctx context.Context, cfg config, log *slog.Logger) error {
 		return fmt.Errorf("take over sockets: %w", err)
 	}
 	hostConfig := host.Config{
-		RunDir: cfg.RunDir, StateDir: cfg.StateDir, Cgroup: cfg.Cgroup, UIDBase: cfg.UIDBase, MaxImage: cfg.MaxImage << 20, RootPolicy: cfg.RootPolicy,
-		VMMD: first(sockets["vmmd"]), Console: first(sockets["console"]),
+		RunDir: cfg.RunDir, StateDir: cfg.StateDir, Cgroup: cfg.Cgroup, UIDBase: cfg.UIDBase, MaxImage: cfg.MaxImage << 20, RootPolicy: cfg.RootPolicy, StatsEvery: cfg.StatsEvery,
+		VMMD: first(sockets["vmmd"]), Console: first(sockets["console"]), Stats: first(sockets["stat"]),
 	}
 	svc, err := host.New(hostConfig, log, reg)
 	if err != nil {

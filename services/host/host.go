@@ -1,7 +1,7 @@
 // Package host is a daemon that serves albatross's protocol: it runs Solo5 unikernels on this machine, without OCaml and without Solo5.
 //
 // It hears commands on the Unix socket <run>/util/vmmd.sock (unikernels: create, force create, restart, destroy, get, info; policies: add, remove, info;
-// block devices: add, set, dump, remove, info) and subscriptions on
+// block devices: add, set, dump, remove, info), subscriptions on <run>/util/stat.sock, and subscriptions on
 // <run>/util/console.sock, and answers in the words of albatross. It speaks to nobody else and knows nothing of the bus.
 //
 // A console keeps the last lines that a unikernel has written, and at its end one of host's: "fulmar: exited with status 3",
@@ -38,15 +38,16 @@ import (
 
 // Config says where host keeps what.
 type Config struct {
-	RunDir     string // its sockets are in util/, FIFOs in fifo/; best on a tmpfs
-	StateDir   string // must stay through a boot
-	CgroupRoot string // where control groups are mounted, v2 or v1; empty means /sys/fs/cgroup
-	Cgroup     string // parent of the unikernels' groups, below the root; no other host's. Empty means fulmar
-	UIDBase    int    // first user and group id of unikernels, each has one of its own; 0 means 900000
-	MaxImage   int    // bytes of an image and of a request; 0 means 256 MB
-	RootPolicy bool   // all unikernels together may use no more than this machine has when host starts, and only bridges that there are then
+	RunDir     string        // its sockets are in util/, FIFOs in fifo/; best on a tmpfs
+	StateDir   string        // must stay through a boot
+	CgroupRoot string        // where control groups are mounted, v2 or v1; empty means /sys/fs/cgroup
+	Cgroup     string        // parent of the unikernels' groups, below the root; no other host's. Empty means fulmar
+	UIDBase    int           // first user and group id of unikernels, each has one of its own; 0 means 900000
+	MaxImage   int           // bytes of an image and of a request; 0 means 256 MB
+	StatsEvery time.Duration // between two statistics of a unikernel; 0 means 10 s
+	RootPolicy bool          // all unikernels together may use no more than this machine has when host starts, and only bridges that there are then
 
-	VMMD, Console net.Listener // of systemd; nil means that host makes the sockets
+	VMMD, Console, Stats net.Listener // of systemd; nil means that host makes the sockets
 }
 
 // withDefaults fills in what is not set.
@@ -59,6 +60,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.UIDBase == 0 {
 		c.UIDBase = 900000
+	}
+	if c.StatsEvery == 0 {
+		c.StatsEvery = statsTime
 	}
 	if c.MaxImage == 0 {
 		c.MaxImage = albatross.DefaultMaxFrame
@@ -78,6 +82,7 @@ type Service struct {
 	bridges  *bridges
 	ledger   *ledger
 	consoles *consoles
+	stats    *statistics
 	slots    *slots
 	ready    chan struct{}
 	self     *albatross.Client // for Healthy
@@ -105,6 +110,10 @@ func New(cfg Config, log *slog.Logger, reg prometheus.Registerer) (_ *Service, e
 		names: make(map[albatross.Name]*entry), refs: make(map[string]int),
 	}
 	if s.boot, err = bootID(); err != nil {
+		return nil, err
+	}
+	s.stats = &statistics{interval: cfg.StatsEvery, gather: s.gatherStats, others: make(map[albatross.Name]watched)}
+	if s.stats.bootTime, err = bootTime(); err != nil {
 		return nil, err
 	}
 	if s.cpus, err = machineCPUs(); err != nil {
@@ -174,7 +183,7 @@ func machineCPUs() ([]int, error) {
 	return ids, nil
 }
 
-// Ready is closed when what ran before is adopted and both sockets are served.
+// Ready is closed when what ran before is adopted and its sockets are served.
 func (s *Service) Ready() <-chan struct{} { return s.ready }
 
 // Healthy asks the daemon, as any client would, what runs, and returns an error if no answer comes.
@@ -204,7 +213,7 @@ func (s *Service) Run(ctx context.Context) (err error) {
 	if err := s.adopt(); err != nil {
 		return err
 	}
-	vmmd, console, err := s.listen()
+	vmmd, console, stats, err := s.listen()
 	if err != nil {
 		return err
 	}
@@ -212,24 +221,25 @@ func (s *Service) Run(ctx context.Context) (err error) {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return s.serve(ctx, vmmd, s.answer) })
 	g.Go(func() error { return s.serve(ctx, console, s.answerConsole) })
+	g.Go(func() error { return s.serve(ctx, stats, s.answerStats) })
 	return g.Wait()
 }
 
 // listen makes the sockets that systemd did not hand over.
-func (s *Service) listen() (vmmd, console net.Listener, err error) {
-	vmmd, console = s.cfg.VMMD, s.cfg.Console
+func (s *Service) listen() (vmmd, console, stats net.Listener, err error) {
+	vmmd, console, stats = s.cfg.VMMD, s.cfg.Console, s.cfg.Stats
 	for _, l := range []struct {
 		to   *net.Listener
 		name string
-	}{{&vmmd, "vmmd.sock"}, {&console, "console.sock"}} {
+	}{{&vmmd, "vmmd.sock"}, {&console, "console.sock"}, {&stats, "stat.sock"}} {
 		if *l.to != nil {
 			continue
 		}
 		if *l.to, err = listenUnix(filepath.Join(s.cfg.RunDir, "util", l.name)); err != nil {
-			return nil, nil, err
+			return nil, nil, nil, err
 		}
 	}
-	return vmmd, console, nil
+	return vmmd, console, stats, nil
 }
 
 // listenUnix makes a socket that only this user and group can connect to. One that a killed host left behind is replaced, one that

@@ -190,8 +190,8 @@ func (s *Service) buried(inst *instance, ended exit) {
 	}
 	inst.gone.Store(true) // who reads of the end on the console does not find it in the infos
 	now := time.Now()
+	inst.console.setEnded(now) // and finds the console among the inactive ones
 	inst.console.add(line{at: now, text: ended.String()})
-	inst.console.setEnded(now)
 	s.metrics.exits.WithLabelValues(ended.kind()).Inc()
 	s.log.Info("unikernel ended", "unikernel", name.String(), "pid", inst.proc.PID, "how", ended.String(),
 		"asked", inst.stopping.Load(), "dur", now.Sub(inst.started))
