@@ -26,7 +26,7 @@ build: ## build every command into bin/
 .PHONY: install
 install: build ## install commands, systemd units and the group of the host's sockets below DESTDIR
 	install -d $(DESTDIR)/usr/bin $(DESTDIR)/usr/lib/systemd/system $(DESTDIR)/usr/lib/sysusers.d $(DESTDIR)/etc/fulmar
-	install bin/fulmar bin/fulmar-spt $(DESTDIR)/usr/bin/
+	install bin/fulmar bin/fulmar-spt bin/fulmar-hvt bin/fulmar-tls $(DESTDIR)/usr/bin/
 	for s in builder ipam vmm monitor nat gc host; do install bin/$$s $(DESTDIR)/usr/bin/fulmar-$$s; done
 	install -m 644 deploy/systemd/*.service deploy/systemd/*.socket $(DESTDIR)/usr/lib/systemd/system/
 	install -m 644 deploy/systemd/fulmar.sysusers $(DESTDIR)/usr/lib/sysusers.d/fulmar.conf

@@ -174,7 +174,7 @@ func newMetrics(r prometheus.Registerer) metrics {
 			Name: "fulmar_bus_events_total", Help: "Steps that were published.",
 		}, []string{"verb"}),
 		handled: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "fulmar_bus_handled_total", Help: "Deliveries by their end: done, moved, retried, refused, unreadable.",
+			Name: "fulmar_bus_handled_total", Help: "Deliveries by their end: done, moved (said before), later (not yet), retried, refused.",
 		}, []string{"step", "result"}),
 		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "fulmar_bus_handle_duration_seconds", Help: "From delivery to settlement.",

@@ -4,10 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+
+	"fulmar/messages"
 )
 
 const (
@@ -19,6 +22,7 @@ const (
 	maxDelay    = 5 * time.Second
 	firstDelay  = 10 * time.Millisecond
 	reopenDelay = time.Second
+	lateDelay   = time.Second
 )
 
 // RetryDelay is the time before delivery n+1 of a message whose delivery n ended in an error: 10 ms, doubled each
@@ -76,18 +80,18 @@ func (b *Bus) consumeOnce(ctx context.Context, c consumer) error {
 	if err != nil {
 		return fmt.Errorf("open consumer %s: %w", c.name, err)
 	}
-	messages, err := cons.Messages(jetstream.PullMaxMessages(min(parallel, c.pending)))
+	it, err := cons.Messages(jetstream.PullMaxMessages(min(parallel, c.pending)))
 	if err != nil {
 		return fmt.Errorf("open consumer %s: %w", c.name, err)
 	}
 	defer context.AfterFunc(ctx, func() {
 		if b.NC.IsConnected() {
-			messages.Drain() // what is on its way here is handed back
+			it.Drain() // what is on its way here is handed back
 		} else {
-			messages.Stop() // nobody would answer
+			it.Stop() // nobody would answer
 		}
 	})()
-	defer messages.Stop()
+	defer it.Stop()
 
 	work, cancel := context.WithCancel(context.WithoutCancel(ctx)) // handlers outlive ctx by the grace
 	defer cancel()
@@ -97,7 +101,7 @@ func (b *Bus) consumeOnce(ctx context.Context, c consumer) error {
 	l := newLanes()
 	defer l.wait()
 	for {
-		msg, err := messages.Next()
+		msg, err := it.Next()
 		switch {
 		case errors.Is(err, jetstream.ErrMsgIteratorClosed):
 			return nil
@@ -171,8 +175,14 @@ func (b *Bus) settle(ctx context.Context, c consumer, msg jetstream.Msg, err err
 		return merr
 	}
 	b.metrics.handled.WithLabelValues(c.name, "retried").Inc()
-	delay := RetryDelay(meta.NumDelivered)
-	b.Log.Warn("event was delayed", "consumer", c.name, "subject", msg.Subject(), "stream_seq", meta.Sequence.Stream,
+	delay, level := RetryDelay(meta.NumDelivered), slog.LevelWarn
+	switch {
+	case errors.Is(err, jetstream.ErrKeyRevisionMismatch): // somebody else wrote first, as somebody does
+		level = slog.LevelDebug
+	case errors.Is(err, messages.ErrLate): // ipam fails it, and then it is no longer delivered
+		delay, level = lateDelay, slog.LevelDebug
+	}
+	b.Log.Log(ctx, level, "event was delayed", "consumer", c.name, "subject", msg.Subject(), "stream_seq", meta.Sequence.Stream,
 		"attempt", meta.NumDelivered, "delay", delay, "err", err)
 	return msg.NakWithDelay(delay)
 }

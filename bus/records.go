@@ -9,6 +9,9 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"google.golang.org/protobuf/proto"
+
+	"fulmar/messages"
+	fulmarv1 "fulmar/messages/fulmar/v1"
 )
 
 // Bucket keeps one record a key. Records are changed by revision only: a conflict is
@@ -79,6 +82,9 @@ func (b *Bucket[M]) Put(ctx context.Context, key string, m M, rev uint64) error 
 		}
 	} else {
 		_, err = b.kv.Update(ctx, key, body, rev)
+	}
+	if errors.Is(err, nats.ErrMaxPayload) { // and would be the next time
+		err = messages.Refuse(fulmarv1.ReasonCode_REASON_CODE_INVALID, "%d bytes are too large for a record", len(body))
 	}
 	if err != nil {
 		return fmt.Errorf("put %s of bucket %s at revision %d: %w", key, b.kv.Bucket(), rev, err)

@@ -3,6 +3,7 @@ package bus
 import (
 	"context"
 	"errors"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -175,6 +176,9 @@ func (b *Bus) request(ctx context.Context, name string, handle func(context.Cont
 		return nil
 	}
 	r := Request{Generation: meta.Sequence.Stream, Kind: kind, Stack: stack, Body: msg.Data(), Time: meta.Timestamp}
+	if strings.ContainsAny(stack, "*>") {
+		stack = messages.NoStack // in the subject of an event it would stand for all stacks
+	}
 	last, err := b.last(ctx, stack, r.Generation)
 	if err != nil {
 		return err

@@ -31,17 +31,19 @@ func NewAddress(stack, unit string, ip netip.Addr, prefix netip.Prefix, gateway 
 // RenderArgs renders the arguments of a unit. ip gives the address of another unit of the stack.
 func RenderArgs(args []string, self Address, ip func(unit string) (string, error)) ([]string, error) {
 	rendered := make([]string, 0, len(args))
+	left := MaxArgs + 1 // as a space stands between two
 	for _, arg := range args {
 		t, err := parseArg(arg, ip)
 		if err != nil {
 			return nil, err
 		}
-		b := bounded{left: MaxArgs}
+		b := bounded{left: left - 1}
 		if err := t.Execute(&b, self); errors.Is(err, errTooLong) {
 			return nil, fmt.Errorf("argument %q: %w", arg, errTooLong)
 		} else if err != nil {
 			return nil, fmt.Errorf("argument %q: %s", arg, execPrefix.ReplaceAllString(err.Error(), ""))
 		}
+		left = b.left
 		rendered = append(rendered, b.String())
 	}
 	return rendered, nil
@@ -50,9 +52,9 @@ func RenderArgs(args []string, self Address, ip func(unit string) (string, error
 // execPrefix is what the library writes before its reason, for programmers.
 var execPrefix = regexp.MustCompile(`^template: argument:\d+(:\d+)?: (executing "argument" at )?`)
 
-var errTooLong = fmt.Errorf("it is longer than %d bytes when it is rendered", MaxArgs)
+var errTooLong = fmt.Errorf("the arguments are longer than %d bytes when they are rendered", MaxArgs)
 
-// bounded is a text that refuses to grow without end, as {{printf "%1000000d" 1}} would have it.
+// bounded is a text that refuses to grow beyond what is left.
 type bounded struct {
 	strings.Builder
 	left int
@@ -139,6 +141,9 @@ func walkCommand(c *parse.CommandNode, piped bool, uses *[]string) error {
 		return nil
 	}
 	for _, a := range c.Args {
+		if id, ok := a.(*parse.IdentifierNode); ok { // what a function computes has no bound
+			return fmt.Errorf("only values and the function ip are allowed, not %q", id.Ident)
+		}
 		if err := walk(a, uses); err != nil {
 			return err
 		}

@@ -24,6 +24,10 @@ const (
 	condemned = fulmarv1.State_STATE_CONDEMNED
 )
 
+// maxHead bounds a head, in bytes, well below what the bus takes as one message: there must be room for what the other
+// transitions add.
+const maxHead = 2 << 20
+
 // ErrGone reports that a deployment is condemned or no longer in its head: it can go nowhere any more.
 var ErrGone = errors.New("the deployment is condemned or retired")
 
@@ -50,6 +54,9 @@ func Accept(h *fulmarv1.Head, stack string, d *fulmarv1.HeadDeployment) (*fulmar
 	entry := proto.CloneOf(d)
 	entry.State = underway
 	n.Deployments = append(n.Deployments, entry)
+	if proto.Size(n) > maxHead {
+		return nil, Refuse(fulmarv1.ReasonCode_REASON_CODE_CONFLICT, "stack %s has %d deployments that are not retired yet, as many as its record can hold: try again when some are", stack, len(h.GetDeployments()))
+	}
 	return n, nil
 }
 

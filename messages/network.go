@@ -50,3 +50,19 @@ func ParseReserved(s string) (netip.Prefix, error) {
 	}
 	return p, nil
 }
+
+// CheckOverlap refuses a network whose prefix another one of its host has too, in part or whole: each of them would lease
+// the same addresses.
+func CheckOverlap(n *fulmarv1.Network, others map[string]*fulmarv1.Network) error {
+	p, err := netip.ParsePrefix(n.GetPrefix())
+	if err != nil {
+		return fmt.Errorf("network %s: prefix %q: %w", n.GetName(), n.GetPrefix(), err)
+	}
+	for _, o := range others {
+		other, err := netip.ParsePrefix(o.GetPrefix())
+		if err == nil && o.GetName() != n.GetName() && o.GetHost() == n.GetHost() && other.Overlaps(p) {
+			return fmt.Errorf("network %s: prefix %s overlaps %s of network %s on host %s", n.GetName(), p, other, o.GetName(), o.GetHost())
+		}
+	}
+	return nil
+}

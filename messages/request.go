@@ -24,6 +24,8 @@ const (
 	MaxUnits        = 64
 	MaxPorts        = 1024
 	MaxArgs         = 8191 // bytes of all arguments of a unit, joined by spaces: what a tender takes
+	MaxChecks       = 16   // of a unit
+	MaxRequest      = 64 << 10
 )
 
 // longGeneration has as many digits as any generation will: one request a second makes it in 300 years.
@@ -64,6 +66,9 @@ func normalize(stack string, r *fulmarv1.DeployRequest) error {
 	if r.Drain, err = duration("drain", r.GetDrain(), DefaultDrain, 0, 24*time.Hour); err != nil {
 		return err
 	}
+	if n := proto.Size(r); n > MaxRequest {
+		return fmt.Errorf("the request has %d bytes, more than %d", n, MaxRequest)
+	}
 	names, ports := map[string]bool{}, map[string]string{}
 	for _, u := range r.GetUnits() {
 		if err := normalizeUnit(stack, u, ports); err != nil {
@@ -97,8 +102,9 @@ func normalizeUnit(stack string, u *fulmarv1.UnitSpec, ports map[string]string) 
 	if err := CheckName("unit", u.GetName()); err != nil {
 		return err
 	}
-	if n := len(InstanceName(stack, u.GetName(), longGeneration)); n > maxLabel {
-		return fmt.Errorf("stack %s with unit %s: the names are %d bytes too long for the name of an instance", stack, u.GetName(), n-maxLabel)
+	if n := len(InstanceName(stack, u.GetName(), longGeneration)) - maxLabel; n > 0 {
+		names := len(stack) + len(u.GetName())
+		return fmt.Errorf("stack %s with unit %s: the names have %d bytes together, more than the %d that the name of an instance leaves them", stack, u.GetName(), names, names-n)
 	}
 	if u.GetMemory() == 0 {
 		u.Memory = DefaultMemory
@@ -197,6 +203,9 @@ func checkPorts(u *fulmarv1.UnitSpec, taken map[string]string) error {
 		}
 		key := fmt.Sprintf("%d/%s", p.GetPort(), p.GetProtocol())
 		if other, ok := taken[key]; ok {
+			if other == u.GetName() {
+				return fmt.Errorf("ports: %s stands twice", key)
+			}
 			return fmt.Errorf("ports: %s is published by unit %s already", key, other)
 		}
 		taken[key] = u.GetName()
@@ -210,6 +219,9 @@ func checkPorts(u *fulmarv1.UnitSpec, taken map[string]string) error {
 func checkHealth(u *fulmarv1.UnitSpec) error {
 	if len(u.GetHealth()) == 0 {
 		u.Health = defaultHealth(u)
+	}
+	if n := len(u.GetHealth()); n > MaxChecks {
+		return fmt.Errorf("health: %d checks, more than %d", n, MaxChecks)
 	}
 	for _, c := range u.GetHealth() {
 		if err := normalizeCheck(c); err != nil {

@@ -101,7 +101,7 @@ func TestNormalizeNamesTheCulprit(t *testing.T) {
 		},
 		"names too long together": {
 			strings.Repeat("s", 30), unit(`"name":"` + strings.Repeat("u", 30) + `"`),
-			"stack " + strings.Repeat("s", 30) + " with unit " + strings.Repeat("u", 30) + ": the names are 9 bytes too long for the name of an instance",
+			"stack " + strings.Repeat("s", 30) + " with unit " + strings.Repeat("u", 30) + ": the names have 60 bytes together, more than the 51 that the name of an instance leaves them",
 		},
 		"a network whose name is none": {
 			"web", `{"network":"LAN","units":[{"image":{"file":"/a"}}]}`,
@@ -173,7 +173,7 @@ func TestNormalizeNamesTheCulprit(t *testing.T) {
 		},
 		"a template that does not render": {
 			"web", unit(`"args":["{{slice .IP 90}}"]`),
-			`unit web: argument "{{slice .IP 90}}": <slice .IP 90>: error calling slice: index out of range: 90`,
+			`unit web: argument "{{slice .IP 90}}": only values and the function ip are allowed, not "slice"`,
 		},
 		"a template with a loop": {
 			"web", unit(`"args":["{{range 9}}x{{end}}"]`),
@@ -181,7 +181,19 @@ func TestNormalizeNamesTheCulprit(t *testing.T) {
 		},
 		"a template that grows without end": {
 			"web", unit(`"args":["{{printf \"%99999d\" 1}}"]`),
-			`unit web: argument "{{printf \"%99999d\" 1}}": it is longer than 8191 bytes when it is rendered`,
+			`unit web: argument "{{printf \"%99999d\" 1}}": only values and the function ip are allowed, not "printf"`,
+		},
+		"arguments that are too long when they are rendered": {
+			"web", unit(`"args":["` + strings.Repeat("{{.IP}}", 1000) + `"]`),
+			`unit web: argument "` + strings.Repeat("{{.IP}}", 1000) + `": the arguments are longer than 8191 bytes when they are rendered`,
+		},
+		"more health checks than anybody needs": {
+			"web", unit(`"health":[` + strings.Repeat(`{"icmp":{}},`, 16) + `{"icmp":{}}]`),
+			"unit web: health: 17 checks, more than 16",
+		},
+		"a request beyond any measure": {
+			"web", unit(`"health":[{"http":{"body":"` + strings.Repeat("x", 70_000) + `"}}]`),
+			"the request has 70035 bytes, more than 65536",
 		},
 		"the address of a unit whose name is computed": {
 			"web", unit(`"args":["{{ip .Unit}}"]`),

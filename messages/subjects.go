@@ -23,6 +23,10 @@ const (
 // NoHost stands for the host in the subject of an event before its deployment is placed.
 const NoHost = "_"
 
+// NoStack stands for the stack in the subject of an event whose request names none that could be: * and > are taken as
+// they are in the subject of a message, and as wildcards in a filter.
+const NoStack = "_"
+
 // Verb is what an event says, and the fifth token of its subject.
 type Verb string
 
@@ -176,9 +180,6 @@ func ParseLeaseKey(key string) (network, address string, ok bool) { return strin
 // ConsoleSubject carries the console lines of an instance, live and not kept: fulmar.console.<host>.<instance>. The
 // dots of an instance's name are tokens of the subject.
 func ConsoleSubject(host, instance string) string { return "fulmar.console." + host + "." + instance }
-
-// StatsSubject carries the statistics of an instance, live and not kept.
-func StatsSubject(host, instance string) string { return "fulmar.stats." + host + "." + instance }
 
 // TimeHeader is the header of a console line that says when the daemon read it, as RFC 3339 with nanoseconds.
 const TimeHeader = "Fulmar-Time"

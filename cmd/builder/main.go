@@ -21,6 +21,7 @@ type config struct {
 	FileRoot string        `env:"BUILDER_FILE_ROOT" help:"Directory below which a request may name image files. Empty: none."`
 	MaxImage int64         `env:"BUILDER_MAX_IMAGE" default:"268435456" help:"Largest image, in bytes."`
 	Fetch    time.Duration `env:"BUILDER_FETCH" default:"5m" help:"Longest time for an image that comes from a URL."`
+	Patience time.Duration `env:"BUILDER_PATIENCE" default:"30s" help:"How long a source that fails is tried again."`
 }
 
 func main() {
@@ -35,6 +36,6 @@ func main() {
 
 func serve(ctx context.Context, cfg config, log *slog.Logger) error {
 	return bus.Serve(ctx, cfg.Config, "builder", "", log, func(b *bus.Bus, _ prometheus.Registerer) (bus.Service, error) {
-		return builder.New(b, builder.Config{FileRoot: cfg.FileRoot, MaxImage: cfg.MaxImage, Fetch: cfg.Fetch}), nil
+		return builder.New(b, builder.Config{FileRoot: cfg.FileRoot, MaxImage: cfg.MaxImage, Fetch: cfg.Fetch, Patience: cfg.Patience}), nil
 	})
 }

@@ -78,6 +78,20 @@ func (c *networkAddCmd) Run(e *env) error {
 	if err := unused(e, b, c.Name); err != nil {
 		return fmt.Errorf("change network %s: %w", c.Name, err)
 	}
+	others, err := b.Networks.All(e.ctx)
+	if err != nil {
+		return err
+	}
+	if err := messages.CheckOverlap(n, others); err != nil {
+		return err
+	}
+	hosts, err := b.Hosts.All(e.ctx)
+	if err != nil {
+		return err
+	}
+	if hosts[c.Host] == nil {
+		fmt.Fprintf(e.err, "note: host %s has not reported yet; deployments on network %s are rejected until its vmm runs\n", c.Host, c.Name)
+	}
 	_, err = b.Networks.Edit(e.ctx, c.Name, func(have *fulmarv1.Network) (*fulmarv1.Network, error) {
 		if proto.Equal(have, n) {
 			return have, nil
@@ -119,7 +133,8 @@ func unused(e *env, b *bus.Bus, network string) error {
 	}
 	for stack, h := range heads {
 		for _, d := range h.GetDeployments() {
-			if d.GetContent().GetNetwork() == network && len(d.GetContent().GetUnits()) > 0 {
+			dead := d.GetState() == fulmarv1.State_STATE_CONDEMNED && len(d.GetInstances()) == 0
+			if d.GetContent().GetNetwork() == network && len(d.GetContent().GetUnits()) > 0 && !dead {
 				return fmt.Errorf("stack %s uses it; retire it first", stack)
 			}
 		}

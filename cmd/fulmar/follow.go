@@ -23,22 +23,56 @@ type said struct {
 	event   *fulmarv1.Event
 	seq     uint64
 	time    time.Time // when the bus stored it
-	last    bool      // nothing more was stored when it was delivered
 }
 
-// readEvents calls handle with the events of the subjects, from a sequence on, until handle says that it is done, ctx
-// ends, or, unless it is to go on, the log's end is reached.
-func readEvents(ctx context.Context, b *bus.Bus, from uint64, goOn bool, handle func(said) (done bool, err error), subjects ...string) error {
+// eventConsumer reads the events of the subjects from a sequence on.
+func eventConsumer(ctx context.Context, b *bus.Bus, from uint64, subjects ...string) (jetstream.Consumer, error) {
 	config := jetstream.OrderedConsumerConfig{FilterSubjects: subjects, DeliverPolicy: jetstream.DeliverAllPolicy}
 	if from > 0 {
 		config.DeliverPolicy, config.OptStartSeq = jetstream.DeliverByStartSequencePolicy, from
 	}
 	cons, err := b.JS.OrderedConsumer(ctx, messages.EventStream, config)
 	if err != nil {
-		return fmt.Errorf("read events: %w", err)
+		return nil, fmt.Errorf("read events: %w", err)
 	}
-	if info := cons.CachedInfo(); !goOn && info != nil && info.NumPending == 0 {
-		return nil
+	return cons, nil
+}
+
+// readLog calls handle with the events of the subjects that are there.
+func readLog(ctx context.Context, b *bus.Bus, handle func(said) error, subjects ...string) error {
+	const batch = 256
+	cons, err := eventConsumer(ctx, b, 0, subjects...)
+	if err != nil {
+		return err
+	}
+	for {
+		got, err := cons.FetchNoWait(batch)
+		if err != nil {
+			return fmt.Errorf("read events: %w", err)
+		}
+		n := 0
+		for msg := range got.Messages() {
+			n++
+			s, err := readSaid(msg)
+			if err == nil {
+				err = handle(s)
+			}
+			if err != nil {
+				return err
+			}
+		}
+		if n == 0 {
+			return got.Error()
+		}
+	}
+}
+
+// followLog calls handle with the events of the subjects from a sequence on, and with those that come, until handle says
+// that it is done or ctx ends.
+func followLog(ctx context.Context, b *bus.Bus, from uint64, handle func(said) (done bool, err error), subjects ...string) error {
+	cons, err := eventConsumer(ctx, b, from, subjects...)
+	if err != nil {
+		return err
 	}
 	it, err := cons.Messages()
 	if err != nil {
@@ -48,20 +82,19 @@ func readEvents(ctx context.Context, b *bus.Bus, from uint64, goOn bool, handle 
 	defer context.AfterFunc(ctx, it.Stop)()
 	for {
 		msg, err := it.Next()
-		if errors.Is(err, jetstream.ErrNoHeartbeat) {
+		switch {
+		case errors.Is(err, jetstream.ErrNoHeartbeat):
 			continue
-		}
-		if err != nil {
-			if ctx.Err() != nil {
-				return ctx.Err()
-			}
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case err != nil:
 			return fmt.Errorf("read events: %w", err)
 		}
 		s, err := readSaid(msg)
 		if err != nil {
 			return err
 		}
-		if done, err := handle(s); done || err != nil || s.last && !goOn {
+		if done, err := handle(s); done || err != nil {
 			return err
 		}
 	}
@@ -80,7 +113,7 @@ func readSaid(msg jetstream.Msg) (said, error) {
 	if err := proto.Unmarshal(msg.Data(), e); err != nil {
 		return said{}, fmt.Errorf("event %d on %s cannot be read: %w", meta.Sequence.Stream, msg.Subject(), err)
 	}
-	return said{subject: subject, event: e, seq: meta.Sequence.Stream, time: meta.Timestamp, last: meta.NumPending == 0}, nil
+	return said{subject: subject, event: e, seq: meta.Sequence.Stream, time: meta.Timestamp}, nil
 }
 
 // follower prints a deployment step by step.
@@ -114,7 +147,7 @@ func (f *follower) follow() error {
 		}
 	}
 	var end said
-	err := readEvents(f.env.ctx, f.bus, 0, true, func(s said) (bool, error) {
+	err := followLog(f.env.ctx, f.bus, 0, func(s said) (bool, error) {
 		end = s
 		return ends(s.subject.Verb), f.print(s)
 	}, messages.ChainFilter(f.stack, f.generation))
@@ -152,7 +185,7 @@ func (f *follower) followRetirement(published said) error {
 	if left, err := older(); !left || err != nil {
 		return err
 	}
-	return readEvents(f.env.ctx, f.bus, published.seq+1, true, func(s said) (bool, error) {
+	return followLog(f.env.ctx, f.bus, published.seq+1, func(s said) (bool, error) {
 		if s.subject.Generation >= f.generation || s.subject.Verb.Observation() {
 			return false, nil
 		}

@@ -66,7 +66,29 @@ func (c *psCmd) Run(e *env) error {
 	if e.cli.JSON {
 		return nil
 	}
-	return e.table("DEPLOYMENT STATE UNIT INSTANCE ADDRESS PORTS RUNS HOST", rows)
+	if err := e.table("DEPLOYMENT STATE UNIT INSTANCE ADDRESS PORTS RUNS HOST", rows); err != nil {
+		return err
+	}
+	for _, stack := range slices.Sorted(maps.Keys(heads)) {
+		for _, i := range messages.InState(heads[stack], fulmarv1.State_STATE_LIVE).GetInstances() {
+			if seen := running[i.GetName()]; seen != nil && !seen.GetRunning() {
+				fmt.Fprintf(e.out, "%s %s; fulmar renew %s starts a fresh one\n", i.GetName(), seen.GetExit(), stack)
+			}
+		}
+	}
+	return nil
+}
+
+// head gives the head of a stack that must be there.
+func (e *env) head(b *bus.Bus, stack string) (*fulmarv1.Head, error) {
+	if err := messages.CheckName("stack", stack); err != nil {
+		return nil, err
+	}
+	head, rev, err := b.Heads.Get(e.ctx, stack)
+	if err == nil && rev == 0 {
+		err = fmt.Errorf("there is no stack %q; fulmar ps -a lists them", stack)
+	}
+	return head, err
 }
 
 // onHosts gives what the hosts said of each instance, by its name.
@@ -136,12 +158,9 @@ func (c *describeCmd) Run(e *env) error {
 		return err
 	}
 	defer closeBus()
-	head, rev, err := b.Heads.Get(e.ctx, c.Stack)
+	head, err := e.head(b, c.Stack)
 	if err != nil {
 		return err
-	}
-	if rev == 0 {
-		return fmt.Errorf("there is no stack %q; fulmar ps -a lists them", c.Stack)
 	}
 	if e.cli.JSON {
 		return e.printProto(head)
@@ -200,21 +219,27 @@ func (c *eventsCmd) print(e *env, b *bus.Bus) error {
 		}
 		stack = c.Stack
 	}
-	err := readEvents(e.ctx, b, 0, c.Follow, func(s said) (bool, error) {
-		if e.cli.JSON {
-			return false, e.printSaid(s)
-		}
-		what := facts(s)
-		if s.subject.Verb.Observation() {
-			what = s.subject.Unit + ": " + s.event.GetReason()
-		}
-		_, err := fmt.Fprintln(e.out, strings.TrimRight(fmt.Sprintf("%s  %-12s %-10s %s", s.time.Local().Format("2006-01-02 15:04:05.000"),
-			messages.DeploymentName(s.subject.Stack, s.subject.Generation), s.subject.Verb, what), " "))
-		return false, err
-	}, messages.StackFilter(stack))
+	if !c.Follow {
+		return readLog(e.ctx, b, func(s said) error { return c.one(e, s) }, messages.StackFilter(stack))
+	}
+	err := followLog(e.ctx, b, 0, func(s said) (bool, error) { return false, c.one(e, s) }, messages.StackFilter(stack))
 	if errors.Is(err, context.Canceled) {
 		return nil // the user has seen enough
 	}
+	return err
+}
+
+// one prints one event.
+func (c *eventsCmd) one(e *env, s said) error {
+	if e.cli.JSON {
+		return e.printSaid(s)
+	}
+	what := facts(s)
+	if s.subject.Verb.Observation() {
+		what = s.subject.Unit + ": " + s.event.GetReason()
+	}
+	_, err := fmt.Fprintln(e.out, strings.TrimRight(fmt.Sprintf("%s  %-12s %-10s %s", s.time.Local().Format("2006-01-02 15:04:05.000"),
+		messages.DeploymentName(s.subject.Stack, s.subject.Generation), s.subject.Verb, what), " "))
 	return err
 }
 
@@ -232,12 +257,9 @@ func (c *logsCmd) Run(e *env) error {
 		return err
 	}
 	defer closeBus()
-	head, rev, err := b.Heads.Get(e.ctx, c.Stack)
+	head, err := e.head(b, c.Stack)
 	if err != nil {
 		return err
-	}
-	if rev == 0 {
-		return fmt.Errorf("there is no stack %q; fulmar ps -a lists them", c.Stack)
 	}
 	live := make(chan *nats.Msg, 1024)
 	if c.Follow { // before the history, so that no line falls between

@@ -34,7 +34,7 @@ type upCmd struct {
 	RunDir   string        `default:"/run/fulmar" env:"FULMAR_RUN_DIR" help:"Directory of the host's sockets."`
 	Listen   string        `default:"127.0.0.1:4222" env:"FULMAR_LISTEN" help:"Address of the bus."`
 	Host     string        `default:"${host}" env:"FULMAR_HOST" help:"Name of this host."`
-	Network  string        `default:"default" help:"Network to make if there is none."`
+	Network  string        `default:"default" help:"Network to make if there is none at all; where there is one, this, --bridge and --prefix say nothing."`
 	Bridge   string        `default:"fulmar0" help:"Its bridge, made if it is missing."`
 	Prefix   netip.Prefix  `default:"10.80.0.1/24" help:"Its prefix, with this host's own address in it."`
 	Cgroup   string        `default:"fulmar" help:"Control group of the unikernels, below /sys/fs/cgroup."`
@@ -70,7 +70,7 @@ func (c *upCmd) Run(e *env) error {
 		return err
 	}
 	var g run.Group
-	ready, err := c.addHost(&g, log, reg)
+	ready, healthy, err := c.addHost(&g, log, reg)
 	if err != nil {
 		return err
 	}
@@ -78,7 +78,7 @@ func (c *upCmd) Run(e *env) error {
 		return err
 	}
 	if c.HTTP != "" {
-		if err := bus.ServeHTTP(&g, c.HTTP, reg, func() error { return nil }); err != nil {
+		if err := bus.ServeHTTP(&g, c.HTTP, reg, healthy); err != nil {
 			return err
 		}
 	}
@@ -172,15 +172,20 @@ func (c *upCmd) reported(ctx context.Context, server *bus.Server) error {
 	return g.Wait()
 }
 
-// addHost adds the host, and gives the channel that is closed when its sockets are there.
-func (c *upCmd) addHost(g *run.Group, log *slog.Logger, reg prometheus.Registerer) (<-chan struct{}, error) {
+// addHost adds the host, and gives the channel that is closed when its sockets are there, and what tells whether it
+// answers on them.
+func (c *upCmd) addHost(g *run.Group, log *slog.Logger, reg prometheus.Registerer) (<-chan struct{}, func() error, error) {
 	svc, err := host.New(host.Config{RunDir: c.RunDir, StateDir: filepath.Join(c.Data, "host"), Cgroup: c.Cgroup, UIDBase: c.UIDBase}, log.With("service", "host"), reg)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	g.Add(func() error { return named("host", svc.Run(ctx)) }, func(error) { cancel() })
-	return svc.Ready(), nil
+	return svc.Ready(), func() error {
+		ctx, cancel := context.WithTimeout(ctx, time.Second)
+		defer cancel()
+		return svc.Healthy(ctx)
+	}, nil
 }
 
 // addServices adds the six services, each with a connection of its own. They begin when the host is ready.
@@ -190,7 +195,7 @@ func (c *upCmd) addServices(g *run.Group, server *bus.Server, ready <-chan struc
 		create     func(*bus.Bus, prometheus.Registerer) (bus.Service, error)
 	}{
 		{"builder", "", func(b *bus.Bus, _ prometheus.Registerer) (bus.Service, error) {
-			return builder.New(b, builder.Config{FileRoot: c.FileRoot, MaxImage: 256 << 20, Fetch: 5 * time.Minute}), nil
+			return builder.New(b, builder.Config{FileRoot: c.FileRoot, MaxImage: 256 << 20, Fetch: 5 * time.Minute, Patience: 30 * time.Second}), nil
 		}},
 		{"ipam", "", func(b *bus.Bus, r prometheus.Registerer) (bus.Service, error) {
 			return ipam.New(b, ipam.Config{Rest: c.Rest, Sweep: 30 * time.Second}, r), nil

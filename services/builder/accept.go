@@ -15,6 +15,7 @@ import (
 // Surroundings are what a decision about a request may look at.
 type Surroundings struct {
 	Networks map[string]*fulmarv1.Network // by name
+	Hosts    map[string]*fulmarv1.Host    // by name
 	Heads    []*fulmarv1.Head             // of all stacks
 	Now      time.Time
 	Fetch    time.Duration // allowed for images that come from elsewhere
@@ -43,6 +44,9 @@ func Enter(h *fulmarv1.Head, r bus.Request, w Surroundings) (*fulmarv1.HeadDeplo
 	network, ok := w.Networks[d.GetContent().GetNetwork()]
 	if !ok {
 		return nil, messages.Refuse(fulmarv1.ReasonCode_REASON_CODE_NOT_FOUND, "network %q does not exist", d.GetContent().GetNetwork())
+	}
+	if w.Hosts[network.GetHost()] == nil && len(d.GetContent().GetUnits()) > 0 {
+		return nil, messages.Refuse(fulmarv1.ReasonCode_REASON_CODE_NOT_FOUND, "network %s is on host %s, which has never reported what it runs: does vmm run there?", network.GetName(), network.GetHost())
 	}
 	d.Generation, d.Host = r.Generation, network.GetHost()
 	return d, place(h, r.Stack, d, w)

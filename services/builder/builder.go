@@ -28,6 +28,7 @@ type Config struct {
 	FileRoot string        // images from files lie below it; empty: there are none
 	MaxImage int64         // bytes of an image at most
 	Fetch    time.Duration // for an image that comes from a URL at most
+	Patience time.Duration // with a source that fails, before the deployment does
 }
 
 // Service is a builder.
@@ -73,7 +74,10 @@ func (s *Service) accept(ctx context.Context, r bus.Request) (*fulmarv1.Event, e
 	if err := s.heads.CaughtUp(ctx); err != nil {
 		return nil, err
 	}
-	w := Surroundings{Networks: s.networks.All(), Heads: slices.Collect(maps.Values(s.heads.All())), Now: s.now(), Fetch: s.config.Fetch}
+	if err := s.hosts.CaughtUp(ctx); err != nil {
+		return nil, err
+	}
+	w := Surroundings{Networks: s.networks.All(), Hosts: s.hosts.All(), Heads: slices.Collect(maps.Values(s.heads.All())), Now: s.now(), Fetch: s.config.Fetch}
 	var d *fulmarv1.HeadDeployment
 	_, err := s.bus.Heads.Edit(ctx, r.Stack, func(h *fulmarv1.Head) (*fulmarv1.Head, error) {
 		var err error
@@ -104,17 +108,14 @@ func (s *Service) build(ctx context.Context, e *fulmarv1.Event) (messages.Verb, 
 	if len(d.GetContent().GetUnits()) == 0 {
 		return messages.Built, nil
 	}
-	if err := s.hosts.CaughtUp(ctx); err != nil {
-		return "", err
-	}
-	host, known := s.hosts.All()[d.GetNetwork().GetHost()]
-	if !known {
-		return "", fmt.Errorf("host %s of network %s has not reported what it runs", d.GetNetwork().GetHost(), d.GetNetwork().GetName())
-	}
+	host := s.hosts.All()[d.GetNetwork().GetHost()] // it had reported when the deployment was accepted
 	d.Content = proto.CloneOf(d.GetContent())
 	d.Units = nil
 	for _, spec := range d.GetContent().GetUnits() {
 		i, err := s.images.get(ctx, spec.GetImage())
+		if err != nil && ctx.Err() == nil && s.now().Sub(e.GetTime().AsTime()) > s.config.Patience {
+			err = messages.Refuse(fulmarv1.ReasonCode_REASON_CODE_IMAGE, "%w", err) // it is not there, whatever the reason
+		}
 		if err != nil {
 			return "", fmt.Errorf("unit %s: %w", spec.GetName(), err)
 		}

@@ -132,17 +132,55 @@ func TestABadImageFailsItsDeployment(t *testing.T) {
 	}
 }
 
-func TestAnUnknownHostIsWaitedFor(t *testing.T) {
+func TestAHostThatNeverReportedIsRefused(t *testing.T) {
 	w := newWorld(t)
 	path, _ := w.image(1)
 	w.addNetwork("far", "host2")
 	w.start()
-	generation := w.request(deployKind, "web", strings.Replace(deployOf(path), "lan", "far", 1))
-	w.await(generation, messages.Accepted)
+	far := strings.Replace(deployOf(path), "lan", "far", 1)
+	if e := w.await(w.request(deployKind, "web", far), messages.Rejected); !strings.Contains(e.GetReason(), "host host2, which has never reported") {
+		t.Errorf("it was rejected because %s", e.GetReason())
+	}
 	if err := w.Hosts.Put(t.Context(), "host2", &fulmarv1.Host{Name: "host2", Targets: []string{"spt"}}, 0); err != nil {
 		t.Fatal(err)
 	}
+	generation := w.request(deployKind, "web", far)
+	w.await(generation, messages.Accepted)
 	w.await(generation, messages.Built)
+}
+
+func TestARequestForEveryStackIsRejectedAndHoldsNobodyUp(t *testing.T) {
+	w := newWorld(t)
+	path, _ := w.image(1)
+	w.start()
+	for _, stack := range []string{">", "*"} {
+		generation := w.request(deployKind, stack, deployOf(path))
+		if e := w.await(generation, messages.Rejected); e.GetDeployment().GetStack() != messages.NoStack {
+			t.Errorf("a request for %q is %v", stack, e)
+		}
+	}
+	w.await(w.request(deployKind, "web", deployOf(path)), messages.Accepted)
+}
+
+func TestAStackThatIsDeployedFasterThanItRetiresIsRefusedAndHoldsNobodyUp(t *testing.T) {
+	w := newWorld(t)
+	path, _ := w.image(1)
+	big := strings.Replace(deployOf(path), `"units":[{`, `"units":[{"health":[{"http":{"body":"`+strings.Repeat("x", 60_000)+`"}}],`, 1)
+	w.start()
+	for n := 0; ; n++ {
+		if n == 100 {
+			t.Fatal("a head of 6 MB was taken")
+		}
+		generation := w.request(deployKind, "web", big)
+		e := w.first(generation)
+		if e.GetVerb() == string(messages.Rejected) {
+			if !strings.Contains(e.GetReason(), "deployments that are not retired yet") {
+				t.Errorf("it was rejected because %s", e.GetReason())
+			}
+			break
+		}
+	}
+	w.await(w.request(deployKind, "other", deployOf(path)), messages.Accepted)
 }
 
 // requestOf is what the bus gives of a request that was stored.

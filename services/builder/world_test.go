@@ -133,22 +133,28 @@ func (w *world) request(kind fulmarv1.Kind, stack, body string) uint64 {
 // await waits for the next event of a generation, which must be of a verb.
 func (w *world) await(generation uint64, verb messages.Verb) *fulmarv1.Event {
 	w.t.Helper()
+	e := w.first(generation)
+	if e.GetVerb() != string(verb) {
+		w.t.Fatalf("%d is %s: %s; want %s", generation, e.GetVerb(), e.GetReason(), verb)
+	}
+	return e
+}
+
+// first gives what is said next of a deployment.
+func (w *world) first(generation uint64) *fulmarv1.Event {
+	w.t.Helper()
 	for {
 		msg, err := w.said.Next(jetstream.NextMaxWait(patience))
 		if err != nil {
-			w.t.Fatalf("nobody said %s of %d: %v", verb, generation, err)
+			w.t.Fatalf("nobody said anything of %d: %v", generation, err)
 		}
 		e := &fulmarv1.Event{}
 		if err := proto.Unmarshal(msg.Data(), e); err != nil {
 			w.t.Fatal(err)
 		}
-		if e.GetDeployment().GetGeneration() != generation {
-			continue
+		if e.GetDeployment().GetGeneration() == generation {
+			return e
 		}
-		if e.GetVerb() != string(verb) {
-			w.t.Fatalf("%d is %s: %s; want %s", generation, e.GetVerb(), e.GetReason(), verb)
-		}
-		return e
 	}
 }
 
