@@ -327,13 +327,15 @@ func TestHVTLargeImage(t *testing.T) {
 // A guest may change its processor's mode and tables. What it does not get past
 // is the protection of the host's memory; how KVM tells that depends on the machine.
 func TestHVTCodeIsProtectedFromTheProcessorToo(t *testing.T) {
-	tender := prepareHVT(t, solo5.Guest{
-		Image: open(t, solo5test.BuildHVT(t, solo5test.Features{})), Memory: 4, Args: []string{"misbehave", "write-text-unprotected"},
-	})
-	_, complaint, end := ran(t, tender)
-	if complaint != "fulmar-hvt: the unikernel wrote to 0x100000, which it must not" &&
-		complaint != "fulmar-hvt: the unikernel used memory in a way that it must not" || end != "exit status 1" {
-		t.Errorf("%q and %s", complaint, end)
+	needKVM(t)
+	mapped := solo5test.BuildHVT(t, solo5test.Features{})
+	for how, image := range map[string]string{"mapped": mapped, "copied": askew(t, mapped)} {
+		tender := prepareHVT(t, solo5.Guest{Image: open(t, image), Memory: 4, Args: []string{"misbehave", "write-text-unprotected"}})
+		console, complaint, end := ran(t, tender)
+		if complaint != "fulmar-hvt: the unikernel wrote to 0x100000, which it must not" &&
+			complaint != "fulmar-hvt: the unikernel used memory in a way that it must not" || console != "up\n" || end != "exit status 1" {
+			t.Errorf("code that is %s: %q, %q and %s", how, console, complaint, end)
+		}
 	}
 }
 

@@ -136,12 +136,13 @@ func TestGuests(t *testing.T) {
 	}
 }
 
-func TestSegmentThatLiesAskewInTheFile(t *testing.T) {
-	image, err := os.ReadFile(solo5test.Build(t, 0))
+// askew returns an image whose text lies where its pages cannot be mapped from.
+func askew(t *testing.T, path string) string {
+	t.Helper()
+	image, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Move the text to where its pages cannot be mapped from.
 	const progOffset, progFileSize = 64 + 8, 64 + 32
 	from := binary.LittleEndian.Uint64(image[progOffset:])
 	size := binary.LittleEndian.Uint64(image[progFileSize:])
@@ -149,10 +150,15 @@ func TestSegmentThatLiesAskewInTheFile(t *testing.T) {
 	clear(image[from:][:size])
 	image = append(image, 0)
 	binary.LittleEndian.PutUint64(image[progOffset:], uint64(len(image)))
-	path := filepath.Join(t.TempDir(), "askew.spt")
-	if err := os.WriteFile(path, append(image, text...), 0o600); err != nil {
+	moved := filepath.Join(t.TempDir(), "askew")
+	if err := os.WriteFile(moved, append(image, text...), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	return moved
+}
+
+func TestSegmentThatLiesAskewInTheFile(t *testing.T) {
+	path := askew(t, solo5test.Build(t, 0))
 	for args, want := range map[string]string{
 		"hello 5":              "exit status 5",
 		"misbehave write-text": "signal: segmentation fault",
