@@ -338,7 +338,13 @@ func TestClientSubscribes(t *testing.T) {
 	}
 
 	stop := errors.New("enough")
-	if err := c.Subscribe(testContext(t), name(t, "hello"), ConsoleSubscribe{Count: 2}, func(ConsoleLine) error { return stop }); !errors.Is(err, stop) {
+	err = c.Subscribe(testContext(t), name(t, "hello"), ConsoleSubscribe{Count: 2}, func(line ConsoleLine) error {
+		if line.Line == "two" { // the last, or the daemon would write to nobody
+			return stop
+		}
+		return nil
+	})
+	if !errors.Is(err, stop) {
 		t.Errorf("the receiver's error is %v", err)
 	}
 }

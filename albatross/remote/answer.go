@@ -2,7 +2,6 @@ package remote
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -43,11 +42,16 @@ func (s *Server) answer(ctx context.Context, k *client, r Request) error {
 		return err
 	}
 	defer func() { _ = daemon.Close() }()
-	stop := context.AfterFunc(ctx, func() { _ = daemon.Close() })
+	stop := context.AfterFunc(ctx, func() {
+		_ = daemon.Close()
+		if !subscription { // which ends by what the daemon does
+			_ = k.Close()
+		}
+	})
 	defer stop()
 	if socket == albatross.VMMDSocket {
 		if err := addPolicies(daemon, r.Policies, s.cfg.MaxImage); err != nil {
-			k.fail(failedAt(header, err), err)
+			k.fail(header, err)
 			k.linger()
 			return err
 		}
@@ -109,7 +113,7 @@ func (s *Server) complete(ctx context.Context, k *client, r Request) (command al
 	}
 	stop := context.AfterFunc(ctx, func() { _ = k.Close() })
 	defer stop()
-	k.paced.begin(streamTime)
+	k.paced.expect(s.cfg.speak, minRate)
 	image := &budgetReader{r: albatross.NewBlockReader(k), used: &s.images, limit: int64(s.cfg.MaxImage), all: budgetImages * int64(s.cfg.MaxImage)}
 	create.Config.Image, err = io.ReadAll(image)
 	if err != nil {
@@ -166,14 +170,6 @@ type policyError struct {
 // Error returns what albatross says then.
 func (e *policyError) Error() string {
 	return fmt.Sprintf("expected success when adding policy, got: host [unikernel: %v]: command failed %s", e.name, e.reason)
-}
-
-// failedAt is the header of the answer to a command that was not sent because of err.
-func failedAt(h albatross.Header, err error) albatross.Header {
-	if policy, ok := errors.AsType[*policyError](err); ok {
-		h.Name = policy.name
-	}
-	return h
 }
 
 // addPolicies adds the policies of a chain. The daemon keeps the connection open for what comes after.

@@ -17,24 +17,34 @@ type connection struct {
 
 // connections are the clients, oldest first.
 type connections struct {
-	mu    sync.Mutex
-	limit int
-	all   []*connection
-	group sync.WaitGroup
+	mu       sync.Mutex
+	limit    int
+	unknowns int // that may be in their handshake at once: each may hold a large certificate
+	all      []*connection
+	group    sync.WaitGroup
 }
 
-func newConnections(limit int) *connections { return &connections{limit: limit} }
+func newConnections(limit int) *connections {
+	return &connections{limit: limit, unknowns: min(limit, max(limit/4, 8))}
+}
 
 // add takes a client in. If there are too many, the oldest that has not yet said who it is gives way; if all have, there is no
 // room: nil.
 func (cs *connections) add(conn net.Conn) *connection {
 	cs.mu.Lock()
 	defer cs.mu.Unlock()
-	if len(cs.all) >= cs.limit {
-		oldest := slices.IndexFunc(cs.all, func(c *connection) bool { return !c.known })
-		if oldest < 0 {
-			return nil
+	oldest, unknowns := -1, 0
+	for i, c := range slices.Backward(cs.all) {
+		if !c.known {
+			oldest = i
+			unknowns++
 		}
+	}
+	switch {
+	case len(cs.all) < cs.limit && unknowns < cs.unknowns:
+	case oldest < 0:
+		return nil
+	default:
 		_ = cs.all[oldest].Close() // its goroutine ends and finds itself removed
 		cs.all = slices.Delete(cs.all, oldest, oldest+1)
 	}

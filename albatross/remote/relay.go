@@ -79,7 +79,7 @@ func (s *Server) relaySubscription(k *client, daemon net.Conn) error {
 // relayBlock sends the client's frames to the daemon until an empty one, and the daemon's one answer to the client. The daemon
 // may answer before it has read all.
 func (s *Server) relayBlock(k *client, daemon net.Conn, to albatross.Header) error {
-	k.paced.begin(streamTime)
+	k.paced.expect(s.cfg.speak, minRate)
 	answered := make(chan error, 1)
 	go func() { // ends with the daemon's connection
 		answered <- s.relay(k.writer(), daemon)

@@ -192,3 +192,19 @@ func TestReadChainOfRealCertificates(t *testing.T) {
 		})
 	}
 }
+
+func TestNamesOfLeaves(t *testing.T) {
+	path, err := albatross.ParsePath("user:team")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for cn, want := range map[string]string{
+		"": "user:team:", ".": "user:team:", ":": "user:team:", "web": "user:team:web", "Web": "user:team:web", "a.b": "user:team:a.b", "..": "user:team:..",
+		"a_b": "", "a:b": "", "a:": "", "-a": "", "a\x00": "",
+	} {
+		got, err := leafName(path, cn)
+		if (err == nil) != (want != "") || err == nil && got.String() != want {
+			t.Errorf("%q: %v, %v, want %q", cn, got, err, want)
+		}
+	}
+}

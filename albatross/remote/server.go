@@ -20,9 +20,8 @@ import (
 const (
 	defaultConnections = 128
 	defaultMaxImage    = 256 << 20
-	handshakeTime      = 30 * time.Second // and a second more for each minRate bytes
-	streamTime         = 30 * time.Second // likewise, for what follows a command
-	minRate            = 16 << 10         // bytes a second
+	speakTime          = 30 * time.Second // in which a client has said what it has to, and a second more for each minRate bytes
+	minRate            = 16 << 10
 	writeTime          = 10 * time.Second // in which a client takes what it is sent, and a daemon
 	replyTime          = 2 * time.Minute  // in which a daemon answers
 	lingerTime         = 2 * time.Second  // for a client to see why it is not read any more
@@ -47,6 +46,8 @@ type Config struct {
 	Dir         string          // run directory of the daemon, which holds util/vmmd.sock, util/console.sock and util/stat.sock
 	MaxImage    int             // largest image and answer, in bytes; 0 means 256 MB
 	Connections int             // at most so many at once, and a quarter of them of one path; 0 means 128
+
+	speak time.Duration // in place of speakTime, for tests
 }
 
 // Server is a TLS endpoint before a daemon.
@@ -65,6 +66,9 @@ func NewServer(cfg Config, log *slog.Logger) *Server {
 	}
 	if cfg.Connections <= 0 {
 		cfg.Connections = defaultConnections
+	}
+	if cfg.speak == 0 {
+		cfg.speak = speakTime
 	}
 	return &Server{
 		cfg: cfg, log: log, daemon: &albatross.Client{Dir: cfg.Dir}, conns: newConnections(cfg.Connections),
@@ -160,7 +164,7 @@ func (s *Server) ServeConn(ctx context.Context, conn net.Conn) {
 func (s *Server) handshake(ctx context.Context, conn net.Conn) (*client, []*x509.Certificate, error) {
 	var chain []*x509.Certificate
 	paced := &pacedConn{Conn: conn}
-	paced.begin(handshakeTime)
+	paced.expect(s.cfg.speak, minRate)
 	k := &client{paced: paced, Conn: tls.Server(paced, &tls.Config{
 		Certificates: []tls.Certificate{s.cfg.Certificate},
 		MinVersion:   tls.VersionTLS13,
@@ -201,29 +205,36 @@ func (k *client) linger() {
 	if k.CloseWrite() != nil {
 		return
 	}
-	k.paced.begin(lingerTime)
+	k.paced.expect(lingerTime, 0)
 	_, _ = io.Copy(io.Discard, k)
 }
 
 // pacedConn ends a connection whose other side is too slow.
 type pacedConn struct {
 	net.Conn
-	start time.Time // zero: the other side may be silent
-	grace time.Duration
-	read  int64
+	start  time.Time // zero: the other side may be silent
+	within time.Duration
+	rate   int64
+	read   int64
 }
 
-// begin says that from now on the other side has something to send: for grace, and then at minRate on the average.
-func (c *pacedConn) begin(grace time.Duration) { c.start, c.grace, c.read = time.Now(), grace, 0 }
+// expect says that the other side has something to say from now on: all of it within a time, or if there is a rate, more time for
+// more bytes.
+func (c *pacedConn) expect(within time.Duration, rate int64) {
+	c.start, c.within, c.rate, c.read = time.Now(), within, rate, 0
+}
 
 // idle says that the other side may be silent.
-func (c *pacedConn) idle() { c.start = time.Time{} }
+func (c *pacedConn) idle() { c.start, c.rate = time.Time{}, 0 }
 
 // Read implements net.Conn.
 func (c *pacedConn) Read(p []byte) (int, error) {
 	var deadline time.Time
 	if !c.start.IsZero() {
-		deadline = c.start.Add(c.grace + time.Duration(c.read)*time.Second/minRate)
+		deadline = c.start.Add(c.within)
+	}
+	if c.rate > 0 {
+		deadline = deadline.Add(time.Duration(c.read) * time.Second / time.Duration(c.rate))
 	}
 	if err := c.SetReadDeadline(deadline); err != nil {
 		return 0, err

@@ -279,24 +279,95 @@ func TestOnePathCannotTakeAll(t *testing.T) {
 	}
 }
 
-func TestASlowClientIsLeft(t *testing.T) {
-	ours, theirs := net.Pipe()
-	defer func() { _ = theirs.Close() }()
-	c := &pacedConn{Conn: ours}
-	c.begin(20 * time.Millisecond)
-	go func() {
-		for range 3 {
-			if _, err := theirs.Write([]byte("x")); err != nil {
+// TestSlowClientsAreLeft has clients that stop in every part of a conversation; others are served meanwhile.
+func TestSlowClientsAreLeft(t *testing.T) {
+	l := newLab(t, Config{speak: time.Second}, func(conn net.Conn, h albatross.Header, m albatross.Command) {
+		if set, ok := m.(albatross.BlockSet); ok && readBlock(conn, set) != nil {
+			return
+		}
+		created(conn, h, m)
+	})
+	dial := func(m albatross.Command, say string) net.Conn {
+		conn, err := l.endpoint(l.root).Dial(testContext(t), forge(t, l.root, forged{cn: "web", extension: extension(t, m)}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := conn.Write([]byte(say)); err != nil {
+			t.Fatal(err)
+		}
+		return conn
+	}
+	plain := func(say string) net.Conn {
+		conn, err := net.Dial("tcp", l.addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := conn.Write([]byte(say)); err != nil {
+			t.Fatal(err)
+		}
+		return conn
+	}
+	slow := map[string]net.Conn{
+		"one that says nothing":        plain(""),
+		"one with half a hello":        plain("\x16\x03\x01\x02\x00\x01"),
+		"one that sends no image":      dial(albatross.UnikernelCreate{}, ""),
+		"one that sends half an image": dial(albatross.UnikernelCreate{}, "\x00\x00\x00\x04half"),
+		"one that sends half a block":  dial(albatross.BlockSet{}, "\x00\x00\x00\x04half\x00"),
+	}
+	if heard, err := l.raw(forge(t, l.root, forged{cn: ".", extension: extension(t, albatross.UnikernelInfo{})}), nil); err != nil || len(heard) != 1 {
+		t.Errorf("meanwhile: heard %v, %v", heard, err)
+	}
+	for what, conn := range slow {
+		_ = conn.SetReadDeadline(time.Now().Add(20 * time.Second))
+		heard, err := io.ReadAll(conn)
+		var timeout net.Error
+		if errors.As(err, &timeout) && timeout.Timeout() {
+			t.Errorf("%s is still there", what)
+		}
+		if strings.Contains(what, "image") && !bytes.Contains(heard, []byte("timeout")) {
+			t.Errorf("%s heard %q", what, heard)
+		}
+		_ = conn.Close()
+	}
+}
+
+// TestSubscribersMayBeSilent has a line come after the time in which clients have to speak.
+func TestSubscribersMayBeSilent(t *testing.T) {
+	l := newLab(t, Config{speak: time.Second}, func(conn net.Conn, h albatross.Header, _ albatross.Command) {
+		_ = albatross.WriteReply(conn, h, albatross.Text("subscribed"))
+		timer := time.NewTimer(1500 * time.Millisecond)
+		defer timer.Stop()
+		<-timer.C
+		_ = albatross.WriteData(conn, h.Name, albatross.ConsoleData{Time: time.UnixMilli(1), Line: "late"})
+	})
+	heard, err := l.raw(forge(t, l.root, forged{cn: "web", extension: extension(t, albatross.ConsoleSubscribe{})}), nil)
+	if err != nil || len(heard) != 2 {
+		t.Errorf("heard %v, %v", heard, err)
+	}
+}
+
+// TestFastClientsHaveMoreTime sends for longer than a slow client could, fast enough.
+func TestFastClientsHaveMoreTime(t *testing.T) {
+	for rate, ok := range map[int64]bool{1: true, 1 << 30: false} {
+		ours, theirs := net.Pipe()
+		c := &pacedConn{Conn: ours}
+		c.expect(50*time.Millisecond, rate)
+		done := make(chan error, 1)
+		go func() {
+			defer close(done)
+			timer := time.NewTimer(100 * time.Millisecond)
+			defer timer.Stop()
+			if _, err := theirs.Write([]byte("xx")); err != nil {
 				return
 			}
+			<-timer.C
+			_, _ = theirs.Write([]byte("x"))
+		}()
+		if _, err := io.ReadFull(c, make([]byte, 3)); (err == nil) != ok {
+			t.Errorf("rate %d: %v", rate, err)
 		}
-	}()
-	if _, err := io.ReadFull(c, make([]byte, 3)); err != nil {
-		t.Error(err)
-	}
-	var timeout net.Error
-	if _, err := c.Read(make([]byte, 1)); !errors.As(err, &timeout) || !timeout.Timeout() {
-		t.Errorf("a client that says nothing: %v", err)
+		_ = theirs.Close()
+		<-done
 	}
 }
 
@@ -312,7 +383,7 @@ func TestTheDaemonsWordsAreRelayed(t *testing.T) {
 	})
 	t.Run("a daemon that is not there", func(t *testing.T) {
 		l := newLab(t, Config{}, created)
-		l.server.daemon.Dir = "/nonexistent"
+		l.server.daemon.Dir = "/nonexistent" // before anybody asks
 		heard, err := l.raw(forge(t, l.root, forged{cn: "web", extension: create}), nil)
 		if err != nil {
 			t.Error(err)

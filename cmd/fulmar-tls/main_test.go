@@ -332,6 +332,45 @@ func TestUnikernelsAreManagedFromAfar(t *testing.T) {
 	if err := c.Destroy(ctx, name); !errors.Is(err, albatross.ErrNotFound) {
 		t.Errorf("a second destroy: %v", err)
 	}
+	w.checkDelegation(ctx, endpoint, image)
+}
+
+// checkDelegation starts unikernels in a path that was delegated, within its policy and beyond.
+func (w *world) checkDelegation(ctx context.Context, endpoint *remote.Endpoint, image []byte) {
+	w.t.Helper()
+	user, err := w.root.Delegate("user", albatross.Policy{CPUIDs: []int{0}, Unikernels: 1, Memory: 48}, time.Now())
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	c := (&remote.Endpoint{Address: endpoint.Address, Roots: w.pool, CA: user}).Client()
+	create := func(name string, memory int) error {
+		n, err := albatross.ParseName(name)
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		args := albatross.Args{Memory: memory, CPUIDs: []int{0}, Arguments: []string{"args", "delegated"}}
+		return c.Create(ctx, n, albatross.Config{Compressed: true, Image: image, Args: args})
+	}
+	if err := create("user:large", 64); !errors.Is(err, albatross.ErrPolicy) {
+		w.t.Errorf("more memory than allowed: %v", err)
+	}
+	if err := create("user:one", 32); err != nil {
+		w.t.Error(err)
+	}
+	if err := create("user:two", 8); !errors.Is(err, albatross.ErrPolicy) {
+		w.t.Errorf("more unikernels than allowed: %v", err)
+	}
+	if err := create("other", 8); !errors.Is(err, albatross.ErrName) {
+		w.t.Errorf("outside of the path: %v", err)
+	}
+	name, err := albatross.ParseName("user:one")
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.checkConsole(ctx, c, name, "delegated")
+	if err := c.Destroy(ctx, name); err != nil {
+		w.t.Error(err)
+	}
 }
 
 // plainCA is a CA without a policy between the root and the leaves.

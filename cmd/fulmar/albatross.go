@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"time"
 
@@ -213,8 +214,9 @@ var errEnough = errors.New("enough")
 
 // explain says what to do about an error.
 func explain(err error) error {
+	dial, dialed := errors.AsType[*net.OpError](err)
 	switch {
-	case errors.Is(err, os.ErrNotExist), errors.Is(err, os.ErrPermission):
+	case dialed && dial.Op == "dial" && dial.Net == "unix":
 		return fmt.Errorf("%w; does the daemon run there, and may you use its sockets? see --dir and --remote", err)
 	case errors.Is(err, albatross.ErrNoReply):
 		return fmt.Errorf("%w: it does not know the command, or may not take it from us", err)

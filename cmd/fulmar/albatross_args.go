@@ -20,12 +20,12 @@ type resourceFlags struct {
 	RestartOnFail *bool    `help:"Start it again when it exits: with any status but those that say that it cannot run, or with those of --exit-code."`
 	ExitCode      []int    `placeholder:"N" help:"Exit status after which it is started again."`
 	Startup       *int     `placeholder:"N" help:"Place in the order of start after a boot, 0 to 100 (default 50)."`
-	AddName       bool     `help:"Tell it its name, with --name=LABEL."`
+	AddName       *bool    `negatable:"" help:"Tell it its name, with --name=LABEL (default: yes; one that exits with 64 is started again without)."`
 }
 
 // given says whether any flag is.
 func (f *resourceFlags) given() bool {
-	return f.Memory != nil || f.CPU != nil || f.Net != nil || f.Block != nil || f.Arg != nil || f.RestartOnFail != nil || f.ExitCode != nil || f.Startup != nil || f.AddName
+	return f.Memory != nil || f.CPU != nil || f.Net != nil || f.Block != nil || f.Arg != nil || f.RestartOnFail != nil || f.ExitCode != nil || f.Startup != nil || f.AddName != nil
 }
 
 // apply puts what was given in place of what stands in args.
@@ -48,7 +48,7 @@ func (f *resourceFlags) apply(args albatross.Args) (albatross.Args, error) {
 	if f.Startup != nil {
 		args.Startup = f.Startup
 	}
-	args.AddName = f.AddName
+	args.AddName = f.AddName == nil || *f.AddName
 	var err error
 	if f.Net != nil {
 		if args.Bridges, err = parseEach(f.Net, parseBridge); err != nil {

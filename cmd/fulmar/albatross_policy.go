@@ -62,7 +62,7 @@ type policyFlags struct {
 	Path       string   `arg:"" help:"Path."`
 	Unikernels int      `required:"" placeholder:"N" help:"Unikernels at most, below it too."`
 	Memory     int      `short:"m" required:"" placeholder:"MB" help:"Memory of all of them."`
-	CPU        []int    `name:"cpu" placeholder:"ID" help:"CPUs that they may run on."`
+	CPU        []int    `name:"cpu" default:"0" placeholder:"ID" help:"CPUs that they may run on (default 0)."`
 	Block      *int     `placeholder:"MB" help:"Size of their block devices together (default: none may be had)."`
 	Bridge     []string `placeholder:"BRIDGE" help:"Bridges that they may be plugged into."`
 }

@@ -72,6 +72,13 @@ func newAlbatrossLab(t *testing.T) *albatrossLab {
 	return l
 }
 
+// config is what a unikernel was created from or restarted with.
+func (d *fakeDaemon) config(name string) albatross.Config {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.running[mustParse(name)]
+}
+
 // serve answers commands until one that no other may follow.
 func (d *fakeDaemon) serve(conn net.Conn) {
 	defer func() { _ = conn.Close() }()
@@ -248,6 +255,9 @@ func (l *albatrossLab) says(want string, args ...string) {
 func (l *albatrossLab) fails(want string, args ...string) {
 	l.t.Helper()
 	status, out, errout := l.run(args...)
+	if strings.Contains(errout, "daemon run there") != strings.Contains(want, "daemon run there") {
+		l.t.Errorf("fulmar albatross %s: %s", strings.Join(args, " "), errout)
+	}
 	if status != 1 || out != "" || !strings.Contains(errout, want) || strings.Count(errout, "\n") != 1 {
 		l.t.Errorf("fulmar albatross %s: status %d, want %q\n%s%s", strings.Join(args, " "), status, want, out, errout)
 	}
@@ -321,6 +331,13 @@ func TestAlbatrossCommands(t *testing.T) {
 			l.says(":hello 0,1 24 MB service:br0@00:80:41:", with("info")...)
 			l.says("--a b", with("info")...)
 			l.says("restarted :hello", with("restart", "hello")...)
+			if !l.daemon.config("hello").AddName {
+				t.Error("it is not told its name")
+			}
+			l.says("restarted :hello", with("restart", "hello", "--no-add-name")...)
+			if cfg := l.daemon.config("hello"); cfg.AddName || cfg.Memory != 24 {
+				t.Errorf("it was restarted with %+v", cfg.Args)
+			}
 			l.fails("nosuch does not run", with("info", "nosuch")...)
 			l.must(with("get", "hello", l.dir+"/got", "--compression-level", "3")...)
 			if got := l.content("got"); got != "the image" {
@@ -374,7 +391,7 @@ func TestDelegation(t *testing.T) {
 	user := []string{"--remote", l.addr, "--ca", l.dir + "/cacert.pem", "--cert", l.dir + "/user.pem", "--key", l.dir + "/user.key"}
 	l.says("created user:hello", append([]string{"create", "hello", image}, user...)...)
 	l.says("user:hello", append([]string{"info", "user:hello"}, user...)...)
-	l.says("user: 2 64 MB - - br0", append([]string{"policy", "ls"}, user...)...)
+	l.says("user: 2 64 MB 0 - br0", append([]string{"policy", "ls"}, user...)...)
 	l.fails(`not in the path "user"`, append([]string{"info", "other:hello"}, user...)...)
 	l.fails("policy allows more", append([]string{"policy", "add", "user:team", "--unikernels", "3", "--memory", "1"}, user...)...)
 	l.says("added policy of user:team:", append([]string{"policy", "add", "user:team", "--unikernels", "1", "--memory", "1"}, user...)...)
@@ -427,8 +444,8 @@ func TestDelegation(t *testing.T) {
 	l.says("destroyed user:streamed", certificate("destroy")...)
 	l.fails("destroy: not found", certificate("destroy")...)
 	l.fails("may not come by certificate", certificate("user")...)
-	if len(l.daemon.running) != 2 {
-		t.Errorf("what runs: %v", l.daemon.running)
+	if l.daemon.config("user:hello").Image == nil || l.daemon.config("user:inline").Image == nil || l.daemon.config("user:streamed").Image != nil {
+		t.Error("not what should run runs")
 	}
 }
 
