@@ -12,7 +12,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/nats-io/nats.go/jetstream"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"sigs.k8s.io/yaml"
 
@@ -191,6 +190,9 @@ func upload(ctx context.Context, b *bus.Bus, path, want string) (*fulmarv1.Image
 		return nil, fmt.Errorf("image: %w", err)
 	}
 	defer f.Close()
+	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("image %s is not a regular file", path)
+	}
 	h := sha256.New()
 	size, err := io.Copy(h, f)
 	if err != nil {
@@ -203,16 +205,8 @@ func upload(ctx context.Context, b *bus.Bus, path, want string) (*fulmarv1.Image
 	if _, err := solo5.Read(f, size); err != nil {
 		return nil, fmt.Errorf("image %s: %w", path, err)
 	}
-	if _, err := b.Images.GetInfo(ctx, digest); errors.Is(err, jetstream.ErrObjectNotFound) {
-		if _, err := f.Seek(0, io.SeekStart); err != nil {
-			return nil, fmt.Errorf("image %s: %w", path, err)
-		}
-		_, err = b.Images.Put(ctx, jetstream.ObjectMeta{Name: digest}, f)
-		if err != nil {
-			return nil, fmt.Errorf("upload image %s: %w", path, err)
-		}
-	} else if err != nil {
-		return nil, fmt.Errorf("upload image %s: %w", path, err)
+	if err := b.StoreImage(ctx, digest, io.NewSectionReader(f, 0, size)); err != nil {
+		return nil, err
 	}
 	return &fulmarv1.Image_Object{Object: digest}, nil
 }

@@ -46,7 +46,7 @@ type Service struct {
 func New(b *bus.Bus, c Config) *Service {
 	return &Service{
 		bus: b, config: c, networks: b.Networks.View(), heads: b.Heads.View(), hosts: b.Hosts.View(),
-		images: newImages(b.Images, c), now: time.Now,
+		images: newImages(b, c), now: time.Now,
 	}
 }
 

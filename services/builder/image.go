@@ -17,6 +17,7 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
+	"fulmar/bus"
 	"fulmar/messages"
 	fulmarv1 "fulmar/messages/fulmar/v1"
 	"fulmar/solo5"
@@ -26,7 +27,7 @@ const keep = 4096 // images whose facts are remembered
 
 // images gets images into the object store and knows their facts.
 type images struct {
-	store  jetstream.ObjectStore
+	bus    *bus.Bus
 	config Config
 	client *http.Client
 
@@ -34,9 +35,9 @@ type images struct {
 	known map[string]image // by digest; an image never changes
 }
 
-func newImages(store jetstream.ObjectStore, c Config) *images {
+func newImages(b *bus.Bus, c Config) *images {
 	once := &http.Transport{Proxy: http.ProxyFromEnvironment, DisableKeepAlives: true} // nobody fetches an image twice
-	return &images{store: store, config: c, client: &http.Client{Transport: once, Timeout: c.Fetch}, known: map[string]image{}}
+	return &images{bus: b, config: c, client: &http.Client{Transport: once, Timeout: c.Fetch}, known: map[string]image{}}
 }
 
 // get gives the image of a source, which is in the store then.
@@ -49,7 +50,7 @@ func (i *images) get(ctx context.Context, source *fulmarv1.Image) (image, error)
 		want = object
 	}
 	if known, ok := i.lookup(want); ok {
-		if _, err := i.store.GetInfo(ctx, want); err == nil {
+		if _, err := i.bus.Images.GetInfo(ctx, want); err == nil {
 			return known, nil
 		}
 	}
@@ -80,15 +81,8 @@ func (i *images) lookup(digest string) (image, bool) {
 
 // put stores an image under its digest, once, and remembers its facts.
 func (i *images) put(ctx context.Context, f *os.File, got image) error {
-	if _, err := i.store.GetInfo(ctx, got.digest); errors.Is(err, jetstream.ErrObjectNotFound) {
-		if _, err := f.Seek(0, io.SeekStart); err != nil {
-			return fmt.Errorf("store image %s: %w", got.digest, err)
-		}
-		if _, err := i.store.Put(ctx, jetstream.ObjectMeta{Name: got.digest}, f); err != nil {
-			return fmt.Errorf("store image %s: %w", got.digest, err)
-		}
-	} else if err != nil {
-		return fmt.Errorf("store image %s: %w", got.digest, err)
+	if err := i.bus.StoreImage(ctx, got.digest, io.NewSectionReader(f, 0, int64(got.size))); err != nil {
+		return err
 	}
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -158,7 +152,7 @@ func (i *images) fromFile(path string, f *os.File) error {
 }
 
 func (i *images) fromStore(ctx context.Context, object string, f *os.File) error {
-	in, err := i.store.Get(ctx, object)
+	in, err := i.bus.Images.Get(ctx, object)
 	if errors.Is(err, jetstream.ErrObjectNotFound) {
 		return messages.Refuse(fulmarv1.ReasonCode_REASON_CODE_NOT_FOUND, "image: the store has no object %s", object)
 	}

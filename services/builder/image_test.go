@@ -27,7 +27,7 @@ func fromURL(url, digest string) *fulmarv1.Image {
 	return &fulmarv1.Image{Source: &fulmarv1.Image_Url{Url: url}, Sha256: digest}
 }
 
-func (w *world) images() *images { return newImages(w.Images, w.config()) }
+func (w *world) images() *images { return newImages(w.Bus, w.config()) }
 
 func (w *world) stored(digest string) bool {
 	w.t.Helper()
@@ -113,7 +113,7 @@ func TestAnImageThatCannotBe(t *testing.T) {
 	if w.stored(digest) || w.stored(other) {
 		t.Error("something was stored")
 	}
-	none := newImages(w.Images, Config{MaxImage: 1})
+	none := newImages(w.Bus, Config{MaxImage: 1})
 	if _, err := none.get(t.Context(), file(path)); err == nil || !strings.Contains(err.Error(), "this builder takes no files (--file-root)") {
 		t.Errorf("without a root it gives %v", err)
 	}
