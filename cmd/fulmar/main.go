@@ -14,6 +14,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"fulmar/bus"
+	"fulmar/solo5"
 )
 
 // cli is every command with its flags.
@@ -53,6 +54,7 @@ type env struct {
 }
 
 func main() {
+	solo5.HVTMain() // if this process is to look after a virtual machine
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	os.Exit(execute(ctx, os.Args[1:], os.Stdout, os.Stderr))

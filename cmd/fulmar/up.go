@@ -70,11 +70,11 @@ func (c *upCmd) Run(e *env) error {
 		return err
 	}
 	var g run.Group
-	ready, healthy, err := c.addHost(&g, log, reg)
+	daemon, healthy, err := c.addHost(&g, log, reg)
 	if err != nil {
 		return err
 	}
-	if err := c.addServices(&g, server, ready, log, reg); err != nil {
+	if err := c.addServices(&g, server, daemon, log, reg); err != nil {
 		return err
 	}
 	if c.HTTP != "" {
@@ -172,24 +172,23 @@ func (c *upCmd) reported(ctx context.Context, server *bus.Server) error {
 	return g.Wait()
 }
 
-// addHost adds the host, and gives the channel that is closed when its sockets are there, and what tells whether it
-// answers on them.
-func (c *upCmd) addHost(g *run.Group, log *slog.Logger, reg prometheus.Registerer) (<-chan struct{}, func() error, error) {
+// addHost adds the host, and gives what tells whether it answers on its sockets.
+func (c *upCmd) addHost(g *run.Group, log *slog.Logger, reg prometheus.Registerer) (*host.Service, func() error, error) {
 	svc, err := host.New(host.Config{RunDir: c.RunDir, StateDir: filepath.Join(c.Data, "host"), Cgroup: c.Cgroup, UIDBase: c.UIDBase}, log.With("service", "host"), reg)
 	if err != nil {
 		return nil, nil, err
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	g.Add(func() error { return named("host", svc.Run(ctx)) }, func(error) { cancel() })
-	return svc.Ready(), func() error {
+	return svc, func() error {
 		ctx, cancel := context.WithTimeout(ctx, time.Second)
 		defer cancel()
 		return svc.Healthy(ctx)
 	}, nil
 }
 
-// addServices adds the six services, each with a connection of its own. They begin when the host is ready.
-func (c *upCmd) addServices(g *run.Group, server *bus.Server, ready <-chan struct{}, log *slog.Logger, reg *prometheus.Registry) error {
+// addServices adds the six services, each with a connection of its own. They begin when the host, which is daemon, is ready.
+func (c *upCmd) addServices(g *run.Group, server *bus.Server, daemon *host.Service, log *slog.Logger, reg *prometheus.Registry) error {
 	services := []struct {
 		name, host string
 		create     func(*bus.Bus, prometheus.Registerer) (bus.Service, error)
@@ -201,7 +200,7 @@ func (c *upCmd) addServices(g *run.Group, server *bus.Server, ready <-chan struc
 			return ipam.New(b, ipam.Config{Rest: c.Rest, Sweep: 30 * time.Second}, r), nil
 		}},
 		{"vmm", c.Host, func(b *bus.Bus, r prometheus.Registerer) (bus.Service, error) {
-			return vmm.New(b, vmm.Config{Host: c.Host, Dir: c.RunDir, Cache: filepath.Join(c.Data, "images")}, r)
+			return vmm.New(b, vmm.Config{Host: c.Host, Dir: c.RunDir, Cache: filepath.Join(c.Data, "images"), Targets: daemon.Targets()}, r)
 		}},
 		{"monitor", c.Host, func(b *bus.Bus, r prometheus.Registerer) (bus.Service, error) {
 			return monitor.New(b, monitor.Config{Host: c.Host}, r)
@@ -229,7 +228,7 @@ func (c *upCmd) addServices(g *run.Group, server *bus.Server, ready <-chan struc
 		g.Add(func() error {
 			defer nc.Close()
 			select {
-			case <-ready:
+			case <-daemon.Ready():
 				return named(s.name, b.RunService(ctx, svc))
 			case <-ctx.Done():
 				return nil

@@ -21,6 +21,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"fulmar/services/host"
+	"fulmar/solo5"
 )
 
 type config struct {
@@ -35,6 +36,7 @@ type config struct {
 }
 
 func main() {
+	solo5.HVTMain() // if this process is to look after a virtual machine
 	var cfg config
 	kong.Parse(&cfg, kong.Name("host"), kong.Description("Runs Solo5 unikernels and serves albatross's protocol. When it ends, they run on."))
 	log := slog.New(slog.NewJSONHandler(os.Stderr, nil)).With("service", "host")

@@ -15,10 +15,28 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"fulmar/solo5"
 )
 
 // memoryOverhead is what a unikernel's process may use beyond its guest's memory: page tables, stack, pipe and socket buffers.
 const memoryOverhead = 8 << 20
+
+// bounds is what a control group lets its process use.
+type bounds struct {
+	memory  int64 // bytes
+	threads int
+}
+
+// boundsOf is what the process of a guest of so many MB may use. That of a virtual machine is a Go program with some threads.
+func boundsOf(target solo5.Target, memoryMB int) bounds {
+	b := bounds{memory: int64(memoryMB)<<20 + memoryOverhead, threads: 1}
+	if target == solo5.HVT {
+		b.memory += 32 << 20
+		b.threads = 32
+	}
+	return b
+}
 
 // cgroups is the parent of the instances' control groups: one directory on a unified (v2) mount, one a controller on v1.
 //
@@ -127,14 +145,15 @@ func (c *cgroups) close() {
 
 // group is the control group of one instance.
 type group struct {
-	c    *cgroups
-	name string
+	c       *cgroups
+	name    string
+	threads int // that its process may have
 }
 
-// create makes the group name with the memory limit of a guest of so many MB.
-func (c *cgroups) create(name string, memoryMB int) (*group, error) {
-	g := &group{c: c, name: name}
-	limit := strconv.FormatInt(int64(memoryMB)<<20+memoryOverhead, 10)
+// create makes the group name with its bounds.
+func (c *cgroups) create(name string, b bounds) (*group, error) {
+	g := &group{c: c, name: name, threads: b.threads}
+	limit := strconv.FormatInt(b.memory, 10)
 	for _, h := range c.hierarchies {
 		dir := filepath.Join(h.dir, name)
 		if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
@@ -149,7 +168,7 @@ func (c *cgroups) create(name string, memoryMB int) (*group, error) {
 	return g, nil
 }
 
-// start starts cmd inside the group, in which it may then make no other process or thread.
+// start starts cmd inside the group, in which it may then make no other process, nor more threads than are its bound.
 func (g *group) start(cmd *exec.Cmd) error {
 	startIn := g.startByThread
 	if g.c.unified {
@@ -159,7 +178,7 @@ func (g *group) start(cmd *exec.Cmd) error {
 		return err
 	}
 	for _, h := range g.c.hierarchies {
-		if err := writeFile(filepath.Join(h.dir, g.name, "pids.max"), "1"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := writeFile(filepath.Join(h.dir, g.name, "pids.max"), strconv.Itoa(g.threads)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return errors.Join(fmt.Errorf("limit processes: %w", err), cmd.Process.Kill(), cmd.Wait())
 		}
 	}

@@ -149,7 +149,7 @@ func (s *Service) admit(r record, image loaded) error {
 	if err := s.allowed(r.Name, r.Args); err != nil {
 		return err
 	}
-	if err := checkImage(image.Image, r.Args, s.cpus); err != nil {
+	if err := checkImage(image.Image, r.Args, s.cpus, s.targets); err != nil {
 		return err
 	}
 	for _, b := range r.Args.Bridges {

@@ -1,13 +1,14 @@
 // Package host is a daemon that serves albatross's protocol: it runs Solo5 unikernels on this machine, without OCaml and without Solo5.
 //
-// It hears commands on the Unix socket <run>/util/vmmd.sock (unikernels: create, force create, restart, destroy, get, info; policies: add, remove, info;
-// block devices: add, set, dump, remove, info), subscriptions on <run>/util/stat.sock, and subscriptions on
-// <run>/util/console.sock, and answers in the words of albatross. It speaks to nobody else and knows nothing of the bus.
+// It hears commands on the Unix socket <run>/util/vmmd.sock (unikernels: create, force create, restart, destroy, get, info; policies: add,
+// remove, info; block devices: add, set, dump, remove, info) and subscriptions on <run>/util/console.sock and <run>/util/stat.sock, and
+// answers in the words of albatross. It speaks to nobody else and knows nothing of the bus. Images of the target spt always run, those of hvt
+// where there is /dev/kvm, looked after by a process of this same program.
 //
 // A console keeps the last lines that a unikernel has written, and at its end one of host's: "fulmar: exited with status 3",
 // "fulmar: killed by signal SIGSYS" or "fulmar: exited, status unknown". By then info does not list the unikernel any more.
 //
-// State lives in three places. What should run, with its images, is on disk in the state directory, synced before a create is
+// State lives in three places. What should run, with its images, block devices and policies, is on disk in the state directory, synced before a create is
 // answered. How to find what runs (pid and start time) stands beside it and is good for this boot only. The rest belongs to the
 // unikernels' processes and goes with them: the process is the unikernel, its taps are held by nothing but itself, its standard
 // output is a FIFO that it keeps open in both directions (only the lines that host has read are lost with it). So host can be stopped, killed and upgraded while they run, and adopts them
@@ -19,6 +20,7 @@
 package host
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -34,6 +36,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"fulmar/albatross"
+	"fulmar/solo5"
 )
 
 // Config says where host keeps what.
@@ -46,6 +49,8 @@ type Config struct {
 	MaxImage   int           // bytes of an image and of a request; 0 means 256 MB
 	StatsEvery time.Duration // between two statistics of a unikernel; 0 means 10 s
 	RootPolicy bool          // all unikernels together may use no more than this machine has when host starts, and only bridges that there are then
+
+	Tender string // executable whose main calls solo5.HVTMain first; every user must be allowed to run it. Empty means the one that runs
 
 	VMMD, Console, Stats net.Listener // of systemd; nil means that host makes the sockets
 }
@@ -77,6 +82,8 @@ type Service struct {
 	metrics  *metrics
 	boot     string
 	cpus     []int
+	targets  []solo5.Target
+	program  *os.File // that looks after virtual machines; nil if there are none
 	store    *store
 	cgroups  *cgroups
 	bridges  *bridges
@@ -141,6 +148,9 @@ func New(cfg Config, log *slog.Logger, reg prometheus.Registerer) (_ *Service, e
 	for _, m := range missing {
 		log.Warn("control group controller was not available, unikernels go without its limit", "reason", m)
 	}
+	if err := s.findTargets(); err != nil {
+		return nil, err
+	}
 	if s.bridges, err = newBridges(); err != nil {
 		return nil, err
 	}
@@ -165,7 +175,30 @@ func (s *Service) close() error {
 	if s.cgroups != nil {
 		s.cgroups.close()
 	}
-	return s.store.close()
+	return errors.Join(closeFile(s.program), s.store.close())
+}
+
+// findTargets finds out what kinds of guests this machine can run: those of hvt need /dev/kvm.
+func (s *Service) findTargets() (err error) {
+	s.targets = []solo5.Target{solo5.SPT}
+	kvm, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
+	if err != nil {
+		s.log.Info("found no way to run virtual machines", "err", err)
+		return nil
+	}
+	if s.program, err = os.Open(cmp.Or(s.cfg.Tender, "/proc/self/exe")); err != nil {
+		return errors.Join(fmt.Errorf("open the tender of virtual machines: %w", err), kvm.Close())
+	}
+	s.targets = append(s.targets, solo5.HVT)
+	return kvm.Close()
+}
+
+// Targets lists the targets whose images can be run: spt, and hvt where there is /dev/kvm.
+func (s *Service) Targets() (names []string) {
+	for _, t := range s.targets {
+		names = append(names, t.String())
+	}
+	return names
 }
 
 // machineCPUs lists the CPUs that this process may use.

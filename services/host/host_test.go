@@ -144,7 +144,6 @@ func TestRefusals(t *testing.T) {
 			`block device :storage not found`,
 		},
 		"a target virtio": {":x", unikernel(retarget(plain, 3), 0), `unsupported solo5 target virtio`},
-		"a target hvt":    {":x", unikernel(retarget(plain, 1), 0), `unsupported solo5 target hvt`},
 		"no ELF":          {":x", unikernel([]byte("#!/bin/sh"), 0), `error during ELF parsing`},
 		"an empty image":  {":x", unikernel(nil, 0), `error during ELF parsing`},
 		"too little memory": {

@@ -22,12 +22,12 @@ func (r refusal) Error() string { return string(r) }
 func refuse(format string, args ...any) error { return refusal(fmt.Sprintf(format, args...)) }
 
 // checkImage says whether the image can be run with args on a machine whose CPUs are cpus, in the words of albatross where it has some.
-// It decides alone from what it is given; that bridges exist is seen elsewhere.
-func checkImage(image *solo5.Image, args albatross.Args, cpus []int) error {
-	if image.Target != solo5.SPT {
+// and whose targets are targets. It decides alone from what it is given; that bridges exist is seen elsewhere.
+func checkImage(image *solo5.Image, args albatross.Args, cpus []int, targets []solo5.Target) error {
+	if !slices.Contains(targets, image.Target) {
 		return refuse("unsupported solo5 target %s", image.Target)
 	}
-	if err := image.CheckTarget(solo5.SPT); err != nil {
+	if err := image.CheckTarget(image.Target); err != nil {
 		return refusal(err.Error())
 	}
 	nets, blocks := deviceNames(args)

@@ -259,12 +259,13 @@ func TestCheckImage(t *testing.T) {
 			albatross.Args{Memory: 8, Bridges: bridge, Blocks: []albatross.Block{{Name: "storage", SectorSize: 1000}}},
 			`block device storage: a sector of 1000 bytes is not a power of two from 512 to 32768`,
 		},
-		"two foreign CPUs": {image(), albatross.Args{Memory: 8, CPUIDs: []int{7, 0, 9}}, `CPUids 7, 9 are not allowed by policy`},
-		"another ABI":      {&solo5.Image{Target: solo5.SPT, ABI: 1}, albatross.Args{Memory: 8}, `the image needs version 1 of the spt interface, and only version 2 is supported`},
+		"no virtual machines": {&solo5.Image{Target: solo5.HVT, ABI: 2}, albatross.Args{Memory: 8}, `unsupported solo5 target hvt`},
+		"two foreign CPUs":    {image(), albatross.Args{Memory: 8, CPUIDs: []int{7, 0, 9}}, `CPUids 7, 9 are not allowed by policy`},
+		"another ABI":         {&solo5.Image{Target: solo5.SPT, ABI: 1}, albatross.Args{Memory: 8}, `the image needs version 1 of the spt interface, and only version 2 is supported`},
 	} {
 		t.Run(what, func(t *testing.T) {
 			got := ""
-			if err := checkImage(c.image, c.args, []int{0, 1}); err != nil {
+			if err := checkImage(c.image, c.args, []int{0, 1}, []solo5.Target{solo5.SPT}); err != nil {
 				got = err.Error()
 			}
 			if got != c.want {

@@ -71,7 +71,7 @@ func (s *Service) prepare(inst *instance, image loaded) (_ *waiting, err error) 
 		return nil, err
 	}
 	name := fileName(r.Name)
-	if inst.group, err = s.cgroups.create(name, r.Args.Memory); err != nil {
+	if inst.group, err = s.cgroups.create(name, boundsOf(image.Target, r.Args.Memory)); err != nil {
 		return nil, err
 	}
 	stdout, err := makeFIFO(s.fifoPath(r.Name))
@@ -137,7 +137,7 @@ func (s *Service) spawn(inst *instance, image loaded, guest solo5.Guest, stdout 
 	defer func() { _ = file.Close() }()
 	guest.Image, guest.Memory = file, inst.record.Args.Memory
 	guest.Args, guest.Name = arguments(inst.record.Name, inst.record.Args), inst.record.Name.Label()
-	tender, err := solo5.PrepareSPT(guest)
+	tender, err := s.tender(image.Target, guest)
 	if mismatch := (*solo5.MismatchError)(nil); errors.As(err, &mismatch) {
 		return nil, refusal(mismatch.Error())
 	}
@@ -156,6 +156,14 @@ func (s *Service) spawn(inst *instance, image loaded, guest solo5.Guest, stdout 
 		return nil, errors.Join(fmt.Errorf("start process: %w", err), gate.Close())
 	}
 	return &waiting{cmd: cmd, gate: gate}, nil
+}
+
+// tender is what runs a guest of a target.
+func (s *Service) tender(target solo5.Target, guest solo5.Guest) (*solo5.Tender, error) {
+	if target == solo5.HVT {
+		return solo5.PrepareHVT(guest, s.program)
+	}
+	return solo5.PrepareSPT(guest)
 }
 
 // seal returns a file in memory that holds an image and that nobody can change.

@@ -11,6 +11,8 @@ import (
 	"strconv"
 	"syscall"
 	"testing"
+
+	"fulmar/solo5"
 )
 
 //go:embed testdata/guest.c
@@ -25,6 +27,7 @@ const insideKey = "FULMAR_HOSTTEST_INSIDE"
 // Main is for TestMain: it runs the test binary again, in a network and a mount namespace that end with it, and there calls run. A test that
 // is not root has none, and finds that out by [NeedRoot].
 func Main(run func()) {
+	solo5.HVTMain() // the test binary is the tender of virtual machines, too
 	if os.Geteuid() != 0 || os.Getenv(insideKey) != "" {
 		run()
 		return
