@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -29,6 +30,8 @@ const (
 	busURL     = "nats://" + busAddress
 	prefix     = "10.80.0.0/18" // addresses rest longer than a test runs
 	gateway    = "10.80.0.1"
+
+	socketGroup = 64999 // whose members may talk to the host
 )
 
 // services are those that a bus connects, in the order of the line.
@@ -54,9 +57,9 @@ type world struct {
 func newWorld(t *testing.T, replicas int) *world {
 	t.Helper()
 	w := newLab(t)
-	w.add("bus", nil, nil)
+	w.add("bus", lab.How{})
 	w.connect()
-	w.add("host", nil, nil)
+	w.add("host", lab.How{})
 	for i := range replicas {
 		for _, s := range services {
 			name := s
@@ -64,7 +67,7 @@ func newWorld(t *testing.T, replicas int) *world {
 			if i > 0 {
 				name = fmt.Sprintf("%s-%d", s, i+1)
 			}
-			w.add(name, nil, nil)
+			w.add(name, lab.How{})
 		}
 	}
 	w.ready()
@@ -99,8 +102,8 @@ func newLab(t *testing.T) *world {
 	return w
 }
 
-// add starts a member, by a program that takes rights away from it if one is named, with variables in its environment.
-func (w *world) add(name string, prefix, env []string) *member {
+// add starts a member.
+func (w *world) add(name string, how lab.How) *member {
 	w.t.Helper()
 	command, _, _ := strings.Cut(name, "-")
 	m := &member{name: name}
@@ -114,8 +117,10 @@ func (w *world) add(name string, prefix, env []string) *member {
 		m.wire = w.wire(func() (*lab.Wire, error) { return lab.NewBusWire(busAddress) })
 		args = append(w.args(name, command), "--nats", m.wire.URL())
 	}
-	env = append(env, "XTABLES_LOCKFILE="+filepath.Join(w.Dir, "xtables.lock"))
-	m.start = func() (*lab.Process, error) { return w.StartAs(prefix, env, command, until, args...) }
+	if how.Env == nil {
+		how.Env = []string{"XTABLES_LOCKFILE=" + filepath.Join(w.Dir, "xtables.lock")}
+	}
+	m.start = func() (*lab.Process, error) { return w.StartAs(how, command, until, args...) }
 	w.members[name] = m
 	w.order = append(w.order, m)
 	m.run()
@@ -134,7 +139,7 @@ func (w *world) args(name, command string) []string {
 		return []string{"--sweep", "1s"}
 	case "vmm":
 		dir := filepath.Join(w.Dir, "to-"+name)
-		w.daemons[name] = w.wire(func() (*lab.Wire, error) { return w.NewDaemonWire(dir, 0) })
+		w.daemons[name] = w.wire(func() (*lab.Wire, error) { return w.NewDaemonWire(dir, socketGroup) })
 		return []string{"--host", lab.HostName, "--dir", dir, "--cache", filepath.Join(w.Dir, "images")}
 	}
 	return []string{"--host", lab.HostName}
@@ -151,8 +156,7 @@ func (w *world) wire(make func() (*lab.Wire, error)) *lab.Wire {
 
 // end stops everything, the bus last, and fails the test for every member that ended by itself.
 func (w *world) end() {
-	for i := len(w.order) - 1; i >= 0; i-- {
-		m := w.order[i]
+	for _, m := range slices.Backward(w.order) {
 		starts, complaints := m.end()
 		if m.wire != nil {
 			m.wire.Close()
