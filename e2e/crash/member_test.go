@@ -41,7 +41,7 @@ func (m *member) keep() {
 		select {
 		case <-m.stop:
 			if err == nil {
-				err = p.Stop()
+				_ = p.Stop() // how it ends is no matter any more
 			}
 			return
 		default:
