@@ -31,6 +31,10 @@ func TestMain(m *testing.M) {
 	if os.Geteuid() != 0 {
 		os.Exit(m.Run()) // each test is skipped, and says why
 	}
+	if families := os.Getenv(confineKey); families != "" {
+		fmt.Fprintln(os.Stderr, "crash:", confine(families, os.Args[1:]))
+		os.Exit(1)
+	}
 	status, err := run(m)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "crash:", err)

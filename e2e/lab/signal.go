@@ -3,19 +3,27 @@ package lab
 import (
 	"errors"
 	"fmt"
+	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"syscall"
 
 	"golang.org/x/sys/unix"
 )
 
-// StartAs is [Lab.Start] of a command that another program starts, as setpriv does, with variables added to its
-// environment.
-func (l *Lab) StartAs(prefix, env []string, name, until string, args ...string) (*Process, error) {
-	line := append(append([]string{}, prefix...), append([]string{filepath.Join(l.Bin, name)}, args...)...)
+// How is how a process is started.
+type How struct {
+	Prefix []string   // a program with arguments that starts it, as setpriv does
+	Env    []string   // variables added to the environment
+	Files  []*os.File // that it inherits, from descriptor 3 on
+}
+
+// StartAs is [Lab.Start] in another way.
+func (l *Lab) StartAs(how How, name, until string, args ...string) (*Process, error) {
+	line := slices.Concat(how.Prefix, []string{filepath.Join(l.Bin, name)}, args)
 	cmd := exec.Command(line[0], line[1:]...)
-	cmd.Env = append(cmd.Environ(), env...)
+	cmd.Env, cmd.ExtraFiles = append(cmd.Environ(), how.Env...), how.Files
 	return l.start(name, until, cmd)
 }
 
