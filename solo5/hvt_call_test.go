@@ -50,7 +50,7 @@ func (m *machine) result(arg uint64, at int) uint32 {
 	return binary.LittleEndian.Uint32(m.memory.bytes[arg+uint64(at):])
 }
 
-// The tender has no garbage collection, so what serves a guest must make none.
+// A guest is not disturbed by its tender's garbage, as there is none.
 func TestHypercallsAllocateNothing(t *testing.T) {
 	m, wire := callMachine(t)
 	const data = 0x190000
@@ -167,7 +167,7 @@ func TestHVTFilter(t *testing.T) {
 	m := &machine{vcpu: 4}
 	m.devices[1] = attachment{Device: NetDevice, FD: 5}
 	m.devices[2] = attachment{Device: BlockDevice, FD: 6, Capacity: 4096, Sector: 512}
-	program := filter(m.rules(42))
+	program := filter(m.rules(42), isForbidden)
 	tests := map[string]struct {
 		nr      uint32
 		args    [6]uint64
@@ -186,6 +186,9 @@ func TestHVTFilter(t *testing.T) {
 		"write to the console":         {sysWrite, [6]uint64{1}, true},
 		"complain":                     {sysWrite, [6]uint64{2}, true},
 		"append to the disk":           {sysWrite, [6]uint64{6}, false},
+		"append a little to the disk":  {sysWrite, [6]uint64{6, 0, 8}, false},
+		"wake the runtime":             {sysWrite, [6]uint64{9, 0, 8}, true},
+		"write to another file":        {sysWrite, [6]uint64{9, 0, 9}, false},
 		"write to the disk":            {sysPwrite64, [6]uint64{6, 0, 512, 3584}, true},
 		"write behind the disk":        {sysPwrite64, [6]uint64{6, 0, 512, 4096}, false},
 		"read another file at a place": {sysPread64, [6]uint64{5, 0, 512, 0}, false},

@@ -2,6 +2,7 @@ package solo5
 
 import (
 	"fmt"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -34,7 +35,12 @@ const (
 
 // confine takes from the process what is not needed to serve the guest. What it
 // had no need of at all, its parent has not let it have.
+//
+// The program may have goroutines that its packages have started before main,
+// and nobody can stop those. So what is not allowed fails, and does not kill the
+// process; and what the runtime needs for their timers is there before.
 func (m *machine) confine() error {
+	time.AfterFunc(time.Hour, func() {}).Stop()
 	if err := unix.Close(unix.Stdin); err != nil { // the runtime opens one if there is none
 		return fmt.Errorf("close standard input: %w", err)
 	}
@@ -43,7 +49,7 @@ func (m *machine) confine() error {
 			return fmt.Errorf("let %s end the process: %w", unix.SignalName(s), err)
 		}
 	}
-	program := filter(m.rules(unix.Getpid()))
+	program := filter(m.rules(unix.Getpid()), isForbidden)
 	fprog := unix.SockFprog{Len: uint16(len(program)), Filter: &program[0]}
 	_, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, unix.SECCOMP_FILTER_FLAG_TSYNC, uintptr(unsafe.Pointer(&fprog)))
 	if errno != 0 {
@@ -86,7 +92,8 @@ func (m *machine) rules(pid int) []rule {
 	for _, a := range m.devices {
 		if a.Device == BlockDevice {
 			within := condition{3, isAtMost, a.Capacity - uint64(a.Sector)}
-			list = append(list, of(sysPread64, a.FD, within), of(sysPwrite64, a.FD, within))
+			list = append(list, of(sysPread64, a.FD, within), of(sysPwrite64, a.FD, within),
+				rule{nr: sysWrite, where: []condition{{0, isEqual, uint64(a.FD)}}, refusal: isForbidden}) // nor at its end
 		}
 	}
 	list = append(list,
@@ -96,17 +103,19 @@ func (m *machine) rules(pid int) []rule {
 	return append(list, runtimeRules(pid)...)
 }
 
-// runtimeRules returns what the runtime of Go may do. Little of it happens,
-// since nothing is allocated and no goroutine waits.
+// runtimeRules returns what the runtime of Go may do. Little of it happens
+// where nothing is allocated and no other goroutine runs.
 func runtimeRules(pid int) []rule {
 	noCode := condition{2, hasNone, unix.PROT_EXEC}
+	const event = 8 // bytes of a write to the runtime's eventfd, whose number is not known
 	list := []rule{
+		{nr: sysWrite, where: []condition{{2, isEqual, event}}},
 		of(sysTgkill, pid),
 		{nr: sysMmap, where: []condition{noCode}},
 		{nr: sysMprotect, where: []condition{noCode}},
 		of(sysPrctl, unix.PR_SET_VMA),
 		{nr: sysClone, where: []condition{{0, hasNone, ^uint64(threadFlags)}}},
-		{nr: sysClone3, errno: uint32(unix.ENOSYS)}, // the C library, if it is there, then uses the one above
+		{nr: sysClone3, refusal: isUnknown}, // the C library, if it is there, then uses the one above
 	}
 	for _, nr := range []uint32{
 		sysFutex, sysNanosleep, sysSchedYield, sysClockGettime, sysEpollPwait, sysGetpid, sysGettid,

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"runtime"
-	"runtime/debug"
 
 	"golang.org/x/sys/unix"
 
@@ -39,8 +38,6 @@ func tend(text string) (int, error) {
 	if o.Version != orderVersion {
 		return 0, fmt.Errorf("the order is of version %d, and this is a tender of version %d", o.Version, orderVersion)
 	}
-	// What serves the guest allocates nothing, so there is nothing to collect.
-	debug.SetGCPercent(-1)
 	runtime.LockOSThread() // a virtual processor wants to be one thread's
 	if err := setName(os.Args[0]); err != nil {
 		return 0, fmt.Errorf("set the name of the process: %w", err)

@@ -220,7 +220,7 @@ func TestHVTProcessOfAnotherUserKeepsNothing(t *testing.T) {
 	for _, kind := range files(t, proc) {
 		kinds[strings.TrimRight(kind, "0123456789")]++
 	}
-	if diff := cmp.Diff(map[string]int{"pipe": 1, "/dev/null": 1, "anon_inode": 1, disk0(t, proc): 1}, kinds); diff != "" {
+	if diff := cmp.Diff(map[string]int{"pipe": 1, "/dev/null": 1, "anon_inode": 3, disk0(t, proc): 1}, kinds); diff != "" {
 		t.Errorf("open files (-want +got):\n%s", diff)
 	}
 	tasks, err := os.ReadDir(proc + "/task")
@@ -363,8 +363,8 @@ func TestHVTMustFitTogether(t *testing.T) {
 		t.Error("an image for hvt was taken for spt")
 	}
 	t.Run("a tender that is the calling program", func(t *testing.T) {
-		prepared := prepareHVTWith(t, solo5.Guest{Image: open(t, hvt), Memory: 4, Args: []string{"hello", "9"}}, "/proc/self/exe")
-		if console, complaint, end := ran(t, prepared); console != "hello\n" || end != "exit status 9" {
+		prepared := prepareHVTWith(t, solo5.Guest{Image: open(t, hvt), Memory: 4, Args: []string{"wait", "300000000"}}, "/proc/self/exe")
+		if console, complaint, end := ran(t, prepared); !strings.HasSuffix(console, "ready=0\nret=0\n") || complaint != "" || end != "exit status 0" {
 			t.Errorf("%q, %q and %s", console, complaint, end)
 		}
 	})

@@ -39,12 +39,19 @@ const (
 	dataArgs = 16
 )
 
-// A rule allows a system call if all its conditions hold, or lets it fail.
+// A rule allows a system call if all its conditions hold, or refuses it.
 type rule struct {
-	nr    uint32
-	where []condition
-	errno uint32 // with which it fails; 0: it is allowed
+	nr      uint32
+	where   []condition
+	refusal uint32 // what becomes of the call instead; 0: it is allowed
 }
+
+// What becomes of a system call that is not allowed.
+const (
+	kill        = unix.SECCOMP_RET_KILL_PROCESS
+	isUnknown   = unix.SECCOMP_RET_ERRNO | uint32(unix.ENOSYS)
+	isForbidden = unix.SECCOMP_RET_ERRNO | uint32(unix.EPERM)
+)
 
 // A condition compares an argument, in all its 64 bits.
 type condition struct {
@@ -103,28 +110,27 @@ const (
 	bpfRet  = unix.BPF_RET | unix.BPF_K
 )
 
-// filter compiles the rules to a seccomp program that kills the process for
-// everything else: other calls, other arguments, the calls of other
-// architectures (32-bit ones by int 0x80, and x32, whose numbers have bit 30 set).
-func filter(rules []rule) []unix.SockFilter {
-	kill := unix.SockFilter{Code: bpfRet, K: unix.SECCOMP_RET_KILL_PROCESS}
+// filter compiles the rules to a seccomp program. No rule is for what else there
+// is: other calls, other arguments, and x32, whose numbers have bit 30 set. The
+// calls of other architectures (32-bit ones by int 0x80) kill the process.
+func filter(rules []rule, otherwise uint32) []unix.SockFilter {
 	program := []unix.SockFilter{
 		{Code: bpfLoad, K: dataArch},
 		{Code: bpfJEQ, Jt: 1, K: unix.AUDIT_ARCH_X86_64},
-		kill,
+		{Code: bpfRet, K: kill},
 	}
 	for _, r := range rules {
 		program = append(program, r.compile()...)
 	}
-	return append(program, kill)
+	return append(program, unix.SockFilter{Code: bpfRet, K: otherwise})
 }
 
 // compile returns the instructions of a rule. They are made from the last to
 // the first, since a condition that does not hold jumps over all that follow.
 func (r rule) compile() []unix.SockFilter {
 	after := []unix.SockFilter{{Code: bpfRet, K: unix.SECCOMP_RET_ALLOW}}
-	if r.errno != 0 {
-		after[0].K = unix.SECCOMP_RET_ERRNO | r.errno
+	if r.refusal != 0 {
+		after[0].K = r.refusal
 	}
 	for _, c := range slices.Backward(r.where) {
 		after = append(c.compile(uint8(len(after))), after...)

@@ -25,7 +25,7 @@ func (p plan) spt() ([]byte, error) {
 	p.load(t)
 	p.dropRights(t)
 	closeAllBut(t, append(p.descriptors(), unix.Stdout, p.fds.epoll, p.fds.timer))
-	confine(t, filter(p.rules()))
+	confine(t, filter(p.rules(), kill))
 	t.jump(p.image.Entry, p.memory-8, bootInfoBase)
 	return t.file()
 }

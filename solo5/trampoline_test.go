@@ -166,7 +166,7 @@ func TestFilterAllowsNothingElse(t *testing.T) {
 	p := plan{fds: descriptors{epoll: 5, timer: 6}, attached: map[int]attachment{
 		1: {Device: NetDevice, FD: 7}, 2: {Device: NetDevice, FD: 300},
 	}}
-	program := filter(p.rules())
+	program := filter(p.rules(), kill)
 	type attempt struct {
 		nr  uint32
 		arg uint64

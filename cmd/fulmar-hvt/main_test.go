@@ -200,7 +200,7 @@ func TestProcessKeepsOnlyWhatItNeeds(t *testing.T) {
 		open = append(open, kind)
 	}
 	slices.Sort(open)
-	if diff := cmp.Diff([]string{"/dev/null", "anon_inode", "pipe"}, open); diff != "" {
+	if diff := cmp.Diff([]string{"/dev/null", "anon_inode", "anon_inode", "anon_inode", "pipe"}, open); diff != "" {
 		t.Errorf("open files (-want +got):\n%s", diff)
 	}
 	status, err := os.ReadFile(proc + "/status")
