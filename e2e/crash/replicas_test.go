@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -144,4 +145,71 @@ func (w *world) countCreated() func() []string {
 		slices.Sort(twice)
 		return twice
 	}
+}
+
+// TestFrozenNatPublishesOnce freezes nat when it has sent that a deployment is live and nobody has it yet, until its work
+// is given to it a second time: the other nat must wait, and one switch must come of it.
+func TestFrozenNatPublishesOnce(t *testing.T) {
+	w := newWorld(t, 2)
+	l := w.newLife(t, "web", 8080)
+	l.run(first, "v1")
+	ctx := w.patient(t)
+	nat := w.acting(ctx)
+	trap := w.members[nat].wire.Trap(lab.Before, writesHead(nil)(l.stack))
+	l.ask(fulmarv1.Kind_KIND_DEPLOY, "v2")
+	if err := trap.Await(ctx); err != nil {
+		t.Fatal(err)
+	}
+	p, err := w.members[nat].running(ctx)
+	if err == nil {
+		err = p.Freeze()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.until(t, func(ctx context.Context) error {
+		c, err := w.bus.JS.Consumer(ctx, messages.EventStream, "nat-"+lab.HostName)
+		if err != nil {
+			return err
+		}
+		if info := c.CachedInfo(); info.NumRedelivered == 0 {
+			return fmt.Errorf("its work was not delivered again: %+v", info)
+		}
+		return nil
+	})
+	if said := l.verbs(l.generations[1]); said[len(said)-1] != messages.Healthy {
+		t.Errorf("the other nat did not wait: %q", said)
+	}
+	if err := p.Thaw(); err != nil {
+		t.Fatal(err)
+	}
+	trap.Pass()
+	l.newestServes()
+	if err := w.members[nat].kill(); err != nil { // now the other one acts
+		t.Fatal(err)
+	}
+	l.run(update, "v3")
+	l.run(retire, "")
+	l.ended()
+	w.nothingLeft()
+}
+
+// acting gives the nat that holds the lock of the network namespace: the one that hears events.
+func (w *world) acting(ctx context.Context) string {
+	w.t.Helper()
+	for _, name := range []string{"nat", "nat-2"} {
+		p, err := w.members[name].running(ctx)
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		text, err := os.ReadFile(p.Log())
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		if !strings.Contains(string(text), "another nat acts") {
+			return name
+		}
+	}
+	w.t.Fatal("no nat acts")
+	return ""
 }
