@@ -20,7 +20,8 @@ import (
 const (
 	floorBridge  = "floor0"
 	floorGateway = "10.81.0.1"
-	ticks        = 100 // a second, of /proc/PID/stat
+	ticks        = 100             // a second, of /proc/PID/stat
+	settle       = 3 * time.Second // for what the deployments before have left to do
 )
 
 // floors measures what no way to deploy can be faster than.
@@ -148,12 +149,16 @@ func (m *measure) idle(ctx context.Context) error {
 		return err
 	}
 	fmt.Printf("## Idle\n\n")
-	time.Sleep(3 * time.Second) // for the last drains to end
+	if err := pause(ctx, settle); err != nil {
+		return err
+	}
 	before, err := cpuTime(m.up)
 	if err != nil {
 		return err
 	}
-	time.Sleep(time.Duration(m.config.IdleTime) * time.Second)
+	if err := pause(ctx, time.Duration(m.config.IdleTime)*time.Second); err != nil {
+		return err
+	}
 	after, err := cpuTime(m.up)
 	if err != nil {
 		return err
@@ -165,6 +170,16 @@ func (m *measure) idle(ctx context.Context) error {
 	fmt.Printf("%d instances live, `fulmar up` (bus, host and all services in one process) over %d s: %.2f %% of one core, %d MB resident\n\n",
 		len(m.stacks), m.config.IdleTime, 100*(after-before).Seconds()/float64(m.config.IdleTime), memory>>20)
 	return nil
+}
+
+// pause lets time pass.
+func pause(ctx context.Context, d time.Duration) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(d):
+		return nil
+	}
 }
 
 // cpuTime is the time that a process has used, user and system.

@@ -26,7 +26,7 @@ import (
 const port = 8080
 
 type config struct {
-	Updates   int   `default:"300" help:"Updates that are measured with each number of instances live."`
+	Updates   int   `default:"100" help:"Updates that are measured with each number of instances live."`
 	Live      []int `default:"10,200,1000" help:"Instances that are live beside it."`
 	Switches  int   `default:"100" help:"Updates under load."`
 	Rate      int   `default:"500" help:"New connections a second of the load."`

@@ -174,6 +174,9 @@ func (m *measure) published(ctx context.Context) error {
 			if err != nil {
 				return err
 			}
+			if err := m.alone(ctx, "web"); err != nil {
+				return err
+			}
 			if i > 0 { // the first one replaces nothing
 				runs = append(runs, r)
 			}
@@ -191,6 +194,25 @@ func (m *measure) published(ctx context.Context) error {
 	}
 	fmt.Printf("\nThe steps are medians, and those of the slowest update.\n\n")
 	return nil
+}
+
+// alone waits until what a deployment replaced is retired, so that the next one is measured by itself.
+func (m *measure) alone(ctx context.Context, stack string) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		head, _, err := m.bus.Heads.Get(ctx, stack)
+		if err != nil || len(head.GetDeployments()) <= 1 {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("stack %s still has %d deployments: %w", stack, len(head.GetDeployments()), ctx.Err())
+		case <-tick.C:
+		}
+	}
 }
 
 // clean retires everything and sees that nothing is left behind.
