@@ -71,7 +71,7 @@ func TestBadRequestsCostNothing(t *testing.T) {
 		"nothing":                             {body: "", culprit: []string{"units"}},
 		"a stack that albatross refuses":      {subject: "fulmar.deploy.Web_1", body: good, culprit: []string{`stack "Web_1"`}},
 		"a unit that albatross refuses":       {body: replace(`"units":[{`, `"units":[{"name":"_x",`), culprit: []string{`unit "_x"`}},
-		"names that are too long together":    {body: replace(`"units":[{`, `"units":[{"name":"`+strings.Repeat("u", 60)+`",`), culprit: []string{"stack web with unit uuu", "too long"}},
+		"names that are too long together":    {body: replace(`"units":[{`, `"units":[{"name":"`+strings.Repeat("u", 60)+`",`), culprit: []string{"stack web with unit uuu", "63 bytes"}},
 		"port 0":                              {body: replace(`"port":8080`, `"port":0`), culprit: []string{"unit web", "port 0"}},
 		"port 70000":                          {body: replace(`"port":8080`, `"port":70000`), culprit: []string{"unit web", "port 70000"}},
 		"target 70000":                        {body: replace(`"target":80`, `"target":70000`), culprit: []string{"unit web", "target 70000"}},
