@@ -46,6 +46,34 @@ func Example() {
 	// exit status 3
 }
 
+// A program that is the tender of its virtual machines itself: all it has to do
+// is to call HVTMain before anything else in main.
+func ExamplePrepareHVT() {
+	solo5.HVTMain()
+
+	run := func(image, disk *os.File) error {
+		self, err := os.Open("/proc/self/exe") // also right when the file was replaced since
+		if err != nil {
+			return err
+		}
+		defer self.Close()
+		tender, err := solo5.PrepareHVT(solo5.Guest{
+			Image: image, Memory: 32, Blocks: []solo5.Block{{Name: "storage", File: disk, SectorSize: 4096}},
+		}, self)
+		if err != nil {
+			return err
+		}
+		defer tender.Close()
+		cmd, err := tender.Command()
+		if err != nil {
+			return err
+		}
+		cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr // what the unikernel did wrong is a line on the latter
+		return cmd.Run()
+	}
+	_ = run
+}
+
 func ExampleRead() {
 	image, remove := exampleImage(1)
 	defer remove()
