@@ -156,7 +156,7 @@ func (c *cgroups) create(name string, b bounds) (*group, error) {
 	limit := strconv.FormatInt(b.memory, 10)
 	for _, h := range c.hierarchies {
 		dir := filepath.Join(h.dir, name)
-		if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+		if err := os.MkdirAll(dir, 0o755); err != nil { // with its parent, which anybody may remove while it is empty
 			return nil, errors.Join(fmt.Errorf("make control group: %w", err), g.remove(context.Background()))
 		}
 		for _, file := range []string{"memory.limit_in_bytes", "memory.max"} {
