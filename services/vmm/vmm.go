@@ -115,19 +115,12 @@ func (s *Service) start(ctx context.Context, e *fulmarv1.Event) (messages.Verb, 
 	if err != nil {
 		return "", err
 	}
-	again := false
 	for _, st := range missing {
 		if err := s.create(ctx, st, e.GetTime().AsTime(), d.GetDeadline().AsTime()); err != nil {
 			return "", err
 		}
-		again = again || st.Kept
 	}
-	if again { // the record must not tell any more that it has exited
-		if err := s.watcher.look(ctx); err != nil {
-			return "", err
-		}
-	}
-	return messages.Started, nil
+	return messages.Started, s.watcher.revise(ctx, missing)
 }
 
 // missing gives the instances to create, with their images. One that was kept runs, as a rule, and its image need be

@@ -238,6 +238,26 @@ func TestAKeptInstanceRunsOn(t *testing.T) {
 	}
 }
 
+// A create that a crash of the daemon cuts short may leave an instance for a moment, whose end is recorded; the next try
+// makes another one of the same name, and nobody may take that end for its own.
+func TestAnEndBeforeTheCreateIsForgotten(t *testing.T) {
+	w := newWorld(t)
+	w.vmm()
+	d := w.leased(1, "wait")
+	w.enter(d, fulmarv1.State_STATE_UNDERWAY)
+	w.create("web.web.1", "wait")
+	w.instances([]*fulmarv1.HostInstance{{Name: "web.web.1", Running: true}})
+	if err := w.daemon.Destroy(t.Context(), w.info("web.web.1").Name); err != nil {
+		t.Fatal(err)
+	}
+	w.record(&fulmarv1.HostInstance{Name: "web.web.1", Exit: "killed by signal SIGTERM", LastLine: "up"})
+	w.start(d)
+	h, _, err := w.bus.Hosts.Get(t.Context(), "h1")
+	if err != nil || len(h.GetInstances()) != 1 || !h.GetInstances()[0].GetRunning() {
+		t.Errorf("record: %v, %v; want one instance that runs", h.GetInstances(), err)
+	}
+}
+
 func TestAPathKeepsApartWhatIsOurs(t *testing.T) {
 	w := newWorld(t)
 	w.create("web.web.1", "wait") // not below the path

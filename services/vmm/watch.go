@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -142,6 +143,24 @@ func (w *watcher) created(instance string, begin time.Time) {
 	w.young = time.Now().Add(youngTime)
 	w.mu.Unlock()
 	signal(w.come)
+}
+
+// revise sees to it that the record does not tell any more how instances ended that have just been created: one that was
+// kept and had exited, or one whose first create was cut short by a crash of the daemon.
+func (w *watcher) revise(ctx context.Context, created []Start) error {
+	if len(created) == 0 {
+		return nil
+	}
+	record, _, err := w.bus.Hosts.Get(ctx, w.config.Host)
+	if err != nil {
+		return err
+	}
+	for _, i := range record.GetInstances() {
+		if !i.GetRunning() && slices.ContainsFunc(created, func(st Start) bool { return st.Name == i.GetName() }) {
+			return w.look(ctx)
+		}
+	}
+	return nil
 }
 
 // look asks the daemon what runs and writes the record of the host if that changed.
