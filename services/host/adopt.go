@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -61,6 +62,13 @@ func (s *Service) adopt() error {
 	return nil
 }
 
+// A process that was started a moment before host died may still have waited at its gate, which closed with host: it never ran and ends,
+// and its create was never answered. It must not be taken for one that runs, or whoever creates it again is told that it exists.
+const (
+	moment   = 2 * time.Second
+	gateTime = 50 * time.Millisecond
+)
+
 // find looks for the process of what is saved. If it does not run (any more), the instance that it returns is done.
 func (s *Service) find(v saved) (inst *instance, adopted bool, err error) {
 	inst = &instance{record: v.record, slot: noSlot, exited: make(chan struct{}), done: make(chan struct{})}
@@ -69,6 +77,9 @@ func (s *Service) find(v saved) (inst *instance, adopted bool, err error) {
 	}
 	if v.handle != nil && v.handle.Boot == s.boot && v.handle.PID != 0 {
 		inst.proc, err = adoptProcess(v.handle.identity)
+		if err == nil && time.Since(v.handle.Started) < moment && inst.proc.endsWithin(gateTime) {
+			err = errors.Join(errNotThere, inst.proc.fd.Close())
+		}
 		if err == nil {
 			s.rejoin(inst, *v.handle)
 			return inst, true, nil
