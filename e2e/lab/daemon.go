@@ -45,10 +45,13 @@ func (k *link) serveDaemon() {
 	}
 	asked := command(frame)
 	t := k.wire.match(asked)
-	if t != nil && t.when == Before && !t.hold(k.closed) || albatross.WriteFrame(k.server, frame) != nil {
+	if t != nil && t.when == Before && !t.hold(k.closed) {
 		return
 	}
-	answer, err := albatross.ReadFrame(k.server, albatross.DefaultMaxFrame)
+	var answer []byte
+	if err = albatross.WriteFrame(k.server, frame); err == nil {
+		answer, err = albatross.ReadFrame(k.server, albatross.DefaultMaxFrame)
+	}
 	if err == nil && asked.Subject == "create" && done(answer) {
 		k.wire.observe(Message{Subject: "created", Body: asked.Body})
 	}

@@ -25,8 +25,9 @@ func (s *Service) adopt() error {
 		known.digests[hex.EncodeToString(v.Digest)] = true
 		s.ledger.booked[v.Name] = v.Args // it was allowed when it was created
 	}
+	gates := time.Now().Add(gateTime)
 	for _, v := range all {
-		inst, adopted, err := s.find(v)
+		inst, adopted, err := s.find(v, gates)
 		if err != nil {
 			return err
 		}
@@ -66,18 +67,18 @@ func (s *Service) adopt() error {
 // and its create was never answered. It must not be taken for one that runs, or whoever creates it again is told that it exists.
 const (
 	moment   = 2 * time.Second
-	gateTime = 50 * time.Millisecond
+	gateTime = 50 * time.Millisecond // for all that wait to end
 )
 
-// find looks for the process of what is saved. If it does not run (any more), the instance that it returns is done.
-func (s *Service) find(v saved) (inst *instance, adopted bool, err error) {
+// find looks for the process of what is saved; those that waited at a gate have ended before gates. If it does not run (any more), the instance that it returns is done.
+func (s *Service) find(v saved, gates time.Time) (inst *instance, adopted bool, err error) {
 	inst = &instance{record: v.record, slot: noSlot, exited: make(chan struct{}), done: make(chan struct{})}
 	if v.handle != nil {
 		inst.attempt, inst.started = v.handle.Attempt, v.handle.Started
 	}
 	if v.handle != nil && v.handle.Boot == s.boot && v.handle.PID != 0 {
 		inst.proc, err = adoptProcess(v.handle.identity)
-		if err == nil && time.Since(v.handle.Started) < moment && inst.proc.endsWithin(gateTime) {
+		if err == nil && time.Since(v.handle.Started) < moment && inst.proc.endsBefore(gates) {
 			err = errors.Join(errNotThere, inst.proc.fd.Close())
 		}
 		if err == nil {

@@ -135,17 +135,16 @@ func (p *process) wait(ctx context.Context) (exit, error) {
 	return p.foreignExit(ctx, raw), nil // adopted: the child of another process
 }
 
-// endsWithin waits for the process to end, so long at most, and reports whether it has.
-func (p *process) endsWithin(d time.Duration) (ended bool) {
+// endsBefore waits for the process to end, at most until then, and reports whether it has.
+func (p *process) endsBefore(then time.Time) (ended bool) {
 	raw, err := p.fd.SyscallConn()
 	if err != nil {
 		return false
 	}
-	until := time.Now().Add(d)
 	_ = raw.Control(func(fd uintptr) { // a closed one has not ended
 		fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
 		for {
-			n, err := unix.Poll(fds, int(max(0, time.Until(until)).Milliseconds()))
+			n, err := unix.Poll(fds, int(max(0, time.Until(then)).Milliseconds()))
 			if !errors.Is(err, unix.EINTR) {
 				ended = n > 0 && err == nil
 				return
