@@ -41,11 +41,14 @@ type Bus struct {
 	NC     *nats.Conn
 	JS     jetstream.JetStream
 	Images jetstream.ObjectStore
+	Logs   jetstream.ObjectStore // of builds
 
 	Heads    *Bucket[*fulmarv1.Head]
 	Leases   *Bucket[*fulmarv1.Lease]
 	Networks *Bucket[*fulmarv1.Network]
 	Hosts    *Bucket[*fulmarv1.Host]
+	Builds   *Bucket[*fulmarv1.BuildRecord]
+	Watches  *Bucket[*fulmarv1.Watch]
 
 	Log *slog.Logger
 

@@ -14,6 +14,7 @@ import (
 
 const (
 	requestAge = 90 * 24 * time.Hour // requests are kept for people to read; nothing rests on them
+	logAge     = 90 * 24 * time.Hour // logs of builds are kept as long as requests
 	eventBytes = 1 << 30             // the system's log; the records, not the log, say what should be
 )
 
@@ -32,17 +33,34 @@ func (b *Bus) declare(ctx context.Context) error {
 	if b.Hosts, err = declareBucket[*fulmarv1.Host](ctx, b, messages.HostBucket, "What each host runs, as its vmm saw it last."); err != nil {
 		return err
 	}
-	b.Images, err = b.JS.ObjectStore(ctx, messages.ImageStore)
+	if b.Builds, err = declareBucket[*fulmarv1.BuildRecord](ctx, b, messages.BuildBucket, "Builds that were made, by what went into them."); err != nil {
+		return err
+	}
+	if b.Watches, err = declareBucket[*fulmarv1.Watch](ctx, b, messages.WatchBucket, "Sources that are followed, one record a stack."); err != nil {
+		return err
+	}
+	if b.Images, err = b.declareStore(ctx, jetstream.ObjectStoreConfig{Bucket: messages.ImageStore, Description: "Images, named by SHA-256."}); err != nil {
+		return err
+	}
+	if b.Logs, err = b.declareStore(ctx, jetstream.ObjectStoreConfig{Bucket: messages.LogStore, Description: "Logs of builds, compressed.", TTL: logAge}); err != nil {
+		return err
+	}
+	return b.declareStreams(ctx)
+}
+
+// declareStore gives an object store, and makes it if it is not there.
+func (b *Bus) declareStore(ctx context.Context, c jetstream.ObjectStoreConfig) (jetstream.ObjectStore, error) {
+	s, err := b.JS.ObjectStore(ctx, c.Bucket)
 	if errors.Is(err, jetstream.ErrBucketNotFound) {
-		b.Images, err = b.JS.CreateObjectStore(ctx, jetstream.ObjectStoreConfig{Bucket: messages.ImageStore, Description: "Images, named by SHA-256."})
+		s, err = b.JS.CreateObjectStore(ctx, c)
 		if errors.Is(err, jetstream.ErrBucketExists) {
-			b.Images, err = b.JS.ObjectStore(ctx, messages.ImageStore)
+			s, err = b.JS.ObjectStore(ctx, c.Bucket)
 		}
 	}
 	if err != nil {
-		return fmt.Errorf("declare store %s: %w", messages.ImageStore, err)
+		return nil, fmt.Errorf("declare store %s: %w", c.Bucket, err)
 	}
-	return b.declareStreams(ctx)
+	return s, nil
 }
 
 func (b *Bus) declareStreams(ctx context.Context) error {

@@ -92,7 +92,7 @@ func unknown(m protoreflect.Message) error {
 	}
 	var err error
 	m.Range(func(f protoreflect.FieldDescriptor, v protoreflect.Value) bool {
-		if f.Message() == nil {
+		if f.Message() == nil || f.IsMap() { // a map of ours has only words in it
 			return true
 		}
 		if f.IsList() {

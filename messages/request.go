@@ -4,8 +4,8 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"net/url"
 	"regexp/syntax"
+	"slices"
 	"strings"
 	"time"
 
@@ -25,6 +25,7 @@ const (
 	MaxPorts        = 1024
 	MaxArgs         = 8191 // bytes of all arguments of a unit, joined by spaces: what a tender takes
 	MaxChecks       = 16   // of a unit
+	MaxCause        = 256  // bytes
 	MaxRequest      = 64 << 10
 )
 
@@ -69,6 +70,9 @@ func normalize(stack string, r *fulmarv1.DeployRequest) error {
 	if n := proto.Size(r); n > MaxRequest {
 		return fmt.Errorf("the request has %d bytes, more than %d", n, MaxRequest)
 	}
+	if n := len(r.GetCause()); n > MaxCause {
+		return fmt.Errorf("cause: %d bytes, more than %d", n, MaxCause)
+	}
 	names, ports := map[string]bool{}, map[string]string{}
 	for _, u := range r.GetUnits() {
 		if err := normalizeUnit(stack, u, ports); err != nil {
@@ -78,6 +82,9 @@ func normalize(stack string, r *fulmarv1.DeployRequest) error {
 			return fmt.Errorf("unit %s stands twice in the stack", u.GetName())
 		}
 		names[u.GetName()] = true
+	}
+	if r.GetWatch() && !slices.ContainsFunc(r.GetUnits(), func(u *fulmarv1.UnitSpec) bool { return Watchable(u.GetImage()) }) {
+		return fmt.Errorf("watch: no source of the units can move: a git ref, a docker tag, a url with sha256_url")
 	}
 	_, err = ContentOrder(&fulmarv1.Content{Units: r.GetUnits()})
 	return err
@@ -116,38 +123,6 @@ func normalizeUnit(stack string, u *fulmarv1.UnitSpec, ports map[string]string) 
 		if err := step(u); err != nil {
 			return fmt.Errorf("unit %s: %w", u.GetName(), err)
 		}
-	}
-	return nil
-}
-
-func checkImage(u *fulmarv1.UnitSpec) error {
-	if u.GetImage() == nil {
-		return fmt.Errorf("image: none is given")
-	}
-	u.Image.Sha256 = strings.ToLower(u.GetImage().GetSha256())
-	if sum := u.GetImage().GetSha256(); sum != "" && !IsDigest(sum) {
-		return fmt.Errorf("image: sha256 %q is not 64 hexadecimal digits", sum)
-	}
-	switch source := u.GetImage().GetSource().(type) {
-	case *fulmarv1.Image_File:
-		if !strings.HasPrefix(source.File, "/") {
-			return fmt.Errorf("image: file %q is not an absolute path", source.File)
-		}
-	case *fulmarv1.Image_Object:
-		source.Object = strings.ToLower(source.Object)
-		if !IsDigest(source.Object) {
-			return fmt.Errorf("image: object %q is not a SHA-256 of 64 hexadecimal digits", source.Object)
-		}
-	case *fulmarv1.Image_Url:
-		parsed, err := url.Parse(source.Url)
-		if err != nil || (parsed.Scheme != "http" && parsed.Scheme != "https") || parsed.Host == "" {
-			return fmt.Errorf("image: url %q is not an http or https URL", source.Url)
-		}
-		if u.GetImage().GetSha256() == "" {
-			return fmt.Errorf("image: url %q needs the sha256 of the image with it", source.Url)
-		}
-	default:
-		return fmt.Errorf("image: one of file, object and url must be given")
 	}
 	return nil
 }

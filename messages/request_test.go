@@ -133,7 +133,7 @@ func TestNormalizeNamesTheCulprit(t *testing.T) {
 		},
 		"an image without a source": {
 			"web", `{"units":[{"image":{}}]}`,
-			"unit web: image: one of file, object and url must be given",
+			"unit web: image: one of file, object, url, docker, oci and git must be given",
 		},
 		"a file that is not absolute": {
 			"web", `{"units":[{"image":{"file":"a.spt"}}]}`,

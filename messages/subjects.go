@@ -17,7 +17,10 @@ const (
 	LeaseBucket   = "fulmar-leases"
 	NetworkBucket = "fulmar-networks"
 	HostBucket    = "fulmar-hosts"
+	BuildBucket   = "fulmar-builds"
+	WatchBucket   = "fulmar-watches"
 	ImageStore    = "fulmar-images"
+	LogStore      = "fulmar-logs"
 )
 
 // NoHost stands for the host in the subject of an event before its deployment is placed.
@@ -189,3 +192,8 @@ func ConsoleQuery(host string) string { return "fulmar.query." + host + ".consol
 
 // SweepQuery is the micro endpoint that answers a SweepRequest: fulmar.query.<host>.sweep.
 func SweepQuery(host string) string { return "fulmar.query." + host + ".sweep" }
+
+// BuildLogSubject carries the log of a build while it runs, live and not kept here: fulmar.log.build.<stack>.<generation>.
+func BuildLogSubject(stack string, generation uint64) string {
+	return "fulmar.log.build." + stack + "." + strconv.FormatUint(generation, 10)
+}

@@ -9,6 +9,7 @@ package fulmarv1
 import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	durationpb "google.golang.org/protobuf/types/known/durationpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
@@ -36,6 +37,10 @@ const (
 	ReasonCode_REASON_CODE_CONFLICT ReasonCode = 30
 	// The image is no runnable Solo5 image, or not the one that was asked for.
 	ReasonCode_REASON_CODE_IMAGE ReasonCode = 40
+	// The image could not be built from its sources.
+	ReasonCode_REASON_CODE_BUILD ReasonCode = 44
+	// The builder's policy does not allow the source, or asks for a signature that is not there.
+	ReasonCode_REASON_CODE_POLICY ReasonCode = 46
 	// A network has no free address.
 	ReasonCode_REASON_CODE_EXHAUSTED ReasonCode = 50
 	// The host refused to start a unit.
@@ -58,6 +63,8 @@ var (
 		20:  "REASON_CODE_NOT_FOUND",
 		30:  "REASON_CODE_CONFLICT",
 		40:  "REASON_CODE_IMAGE",
+		44:  "REASON_CODE_BUILD",
+		46:  "REASON_CODE_POLICY",
 		50:  "REASON_CODE_EXHAUSTED",
 		60:  "REASON_CODE_START",
 		70:  "REASON_CODE_UNHEALTHY",
@@ -71,6 +78,8 @@ var (
 		"REASON_CODE_NOT_FOUND":   20,
 		"REASON_CODE_CONFLICT":    30,
 		"REASON_CODE_IMAGE":       40,
+		"REASON_CODE_BUILD":       44,
+		"REASON_CODE_POLICY":      46,
 		"REASON_CODE_EXHAUSTED":   50,
 		"REASON_CODE_START":       60,
 		"REASON_CODE_UNHEALTHY":   70,
@@ -432,7 +441,9 @@ type Unit struct {
 	// Whether the instance was kept from an older deployment. Set at leased.
 	Kept bool `protobuf:"varint,7,opt,name=kept,proto3" json:"kept,omitempty"`
 	// Arguments, rendered. Set at leased.
-	Args          []string `protobuf:"bytes,8,rep,name=args,proto3" json:"args,omitempty"`
+	Args []string `protobuf:"bytes,8,rep,name=args,proto3" json:"args,omitempty"`
+	// Where the image came from, unless it came from a file, an object or a URL. Set at built.
+	Build         *Build `protobuf:"bytes,9,opt,name=build,proto3" json:"build,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -523,11 +534,127 @@ func (x *Unit) GetArgs() []string {
 	return nil
 }
 
+func (x *Unit) GetBuild() *Build {
+	if x != nil {
+		return x.Build
+	}
+	return nil
+}
+
+// Build is how an image was made: the provenance of a unit. It never holds a credential.
+type Build struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// SHA-256 of all that went into it (commit, recipe, arguments; or the Docker image and the path), 64 hexadecimal digits.
+	Key string `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	// The source without credentials, as a person writes it: https://git.example/www#main.
+	Source string `protobuf:"bytes,2,opt,name=source,proto3" json:"source,omitempty"`
+	// Git: the commit, 40 hexadecimal digits.
+	Commit string `protobuf:"bytes,3,opt,name=commit,proto3" json:"commit,omitempty"`
+	// Digest of the Docker or OCI image that the file was taken from: sha256:...
+	ImageDigest string `protobuf:"bytes,4,opt,name=image_digest,json=imageDigest,proto3" json:"image_digest,omitempty"`
+	// How long it took when it was made.
+	Duration *durationpb.Duration `protobuf:"bytes,5,opt,name=duration,proto3" json:"duration,omitempty"`
+	// Whether it was taken from an earlier build with the same key.
+	Cached bool `protobuf:"varint,6,opt,name=cached,proto3" json:"cached,omitempty"`
+	// Name of its log in the object store fulmar-logs. Empty: nothing was built.
+	Log string `protobuf:"bytes,7,opt,name=log,proto3" json:"log,omitempty"`
+	// SHA-256 of the image of an earlier build with the same key, when that differs: the build is not reproducible.
+	DiffersFrom   string `protobuf:"bytes,8,opt,name=differs_from,json=differsFrom,proto3" json:"differs_from,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Build) Reset() {
+	*x = Build{}
+	mi := &file_fulmar_v1_event_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Build) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Build) ProtoMessage() {}
+
+func (x *Build) ProtoReflect() protoreflect.Message {
+	mi := &file_fulmar_v1_event_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Build.ProtoReflect.Descriptor instead.
+func (*Build) Descriptor() ([]byte, []int) {
+	return file_fulmar_v1_event_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Build) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *Build) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *Build) GetCommit() string {
+	if x != nil {
+		return x.Commit
+	}
+	return ""
+}
+
+func (x *Build) GetImageDigest() string {
+	if x != nil {
+		return x.ImageDigest
+	}
+	return ""
+}
+
+func (x *Build) GetDuration() *durationpb.Duration {
+	if x != nil {
+		return x.Duration
+	}
+	return nil
+}
+
+func (x *Build) GetCached() bool {
+	if x != nil {
+		return x.Cached
+	}
+	return false
+}
+
+func (x *Build) GetLog() string {
+	if x != nil {
+		return x.Log
+	}
+	return ""
+}
+
+func (x *Build) GetDiffersFrom() string {
+	if x != nil {
+		return x.DiffersFrom
+	}
+	return ""
+}
+
 var File_fulmar_v1_event_proto protoreflect.FileDescriptor
 
 const file_fulmar_v1_event_proto_rawDesc = "" +
 	"\n" +
-	"\x15fulmar/v1/event.proto\x12\tfulmar.v1\x1a\x16fulmar/v1/record.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9e\x02\n" +
+	"\x15fulmar/v1/event.proto\x12\tfulmar.v1\x1a\x16fulmar/v1/record.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9e\x02\n" +
 	"\x05Event\x12\x12\n" +
 	"\x04verb\x18\x01 \x01(\tR\x04verb\x12.\n" +
 	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x18\n" +
@@ -554,7 +681,7 @@ const file_fulmar_v1_event_proto_rawDesc = "" +
 	"\bdeadline\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\bdeadline\x12%\n" +
 	"\x05units\x18\t \x03(\v2\x0f.fulmar.v1.UnitR\x05units\x12)\n" +
 	"\x05dying\x18\n" +
-	" \x03(\v2\x13.fulmar.v1.InstanceR\x05dying\"\xd8\x01\n" +
+	" \x03(\v2\x13.fulmar.v1.InstanceR\x05dying\"\x80\x02\n" +
 	"\x04Unit\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05image\x18\x02 \x01(\tR\x05image\x12\x1d\n" +
@@ -564,7 +691,17 @@ const file_fulmar_v1_event_proto_rawDesc = "" +
 	"\x06device\x18\x05 \x01(\tR\x06device\x12/\n" +
 	"\binstance\x18\x06 \x01(\v2\x13.fulmar.v1.InstanceR\binstance\x12\x12\n" +
 	"\x04kept\x18\a \x01(\bR\x04kept\x12\x12\n" +
-	"\x04args\x18\b \x03(\tR\x04args*\xad\x02\n" +
+	"\x04args\x18\b \x03(\tR\x04args\x12&\n" +
+	"\x05build\x18\t \x01(\v2\x10.fulmar.v1.BuildR\x05build\"\xf0\x01\n" +
+	"\x05Build\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x16\n" +
+	"\x06source\x18\x02 \x01(\tR\x06source\x12\x16\n" +
+	"\x06commit\x18\x03 \x01(\tR\x06commit\x12!\n" +
+	"\fimage_digest\x18\x04 \x01(\tR\vimageDigest\x125\n" +
+	"\bduration\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\bduration\x12\x16\n" +
+	"\x06cached\x18\x06 \x01(\bR\x06cached\x12\x10\n" +
+	"\x03log\x18\a \x01(\tR\x03log\x12!\n" +
+	"\fdiffers_from\x18\b \x01(\tR\vdiffersFrom*\xdc\x02\n" +
 	"\n" +
 	"ReasonCode\x12\x1b\n" +
 	"\x17REASON_CODE_UNSPECIFIED\x10\x00\x12\x17\n" +
@@ -572,7 +709,9 @@ const file_fulmar_v1_event_proto_rawDesc = "" +
 	"\x12\x19\n" +
 	"\x15REASON_CODE_NOT_FOUND\x10\x14\x12\x18\n" +
 	"\x14REASON_CODE_CONFLICT\x10\x1e\x12\x15\n" +
-	"\x11REASON_CODE_IMAGE\x10(\x12\x19\n" +
+	"\x11REASON_CODE_IMAGE\x10(\x12\x15\n" +
+	"\x11REASON_CODE_BUILD\x10,\x12\x16\n" +
+	"\x12REASON_CODE_POLICY\x10.\x12\x19\n" +
 	"\x15REASON_CODE_EXHAUSTED\x102\x12\x15\n" +
 	"\x11REASON_CODE_START\x10<\x12\x19\n" +
 	"\x15REASON_CODE_UNHEALTHY\x10F\x12\x1a\n" +
@@ -603,35 +742,39 @@ func file_fulmar_v1_event_proto_rawDescGZIP() []byte {
 }
 
 var file_fulmar_v1_event_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_fulmar_v1_event_proto_msgTypes = make([]protoimpl.MessageInfo, 3)
+var file_fulmar_v1_event_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
 var file_fulmar_v1_event_proto_goTypes = []any{
 	(ReasonCode)(0),               // 0: fulmar.v1.ReasonCode
 	(Kind)(0),                     // 1: fulmar.v1.Kind
 	(*Event)(nil),                 // 2: fulmar.v1.Event
 	(*Deployment)(nil),            // 3: fulmar.v1.Deployment
 	(*Unit)(nil),                  // 4: fulmar.v1.Unit
-	(*timestamppb.Timestamp)(nil), // 5: google.protobuf.Timestamp
-	(*Content)(nil),               // 6: fulmar.v1.Content
-	(*Network)(nil),               // 7: fulmar.v1.Network
-	(*Instance)(nil),              // 8: fulmar.v1.Instance
+	(*Build)(nil),                 // 5: fulmar.v1.Build
+	(*timestamppb.Timestamp)(nil), // 6: google.protobuf.Timestamp
+	(*Content)(nil),               // 7: fulmar.v1.Content
+	(*Network)(nil),               // 8: fulmar.v1.Network
+	(*Instance)(nil),              // 9: fulmar.v1.Instance
+	(*durationpb.Duration)(nil),   // 10: google.protobuf.Duration
 }
 var file_fulmar_v1_event_proto_depIdxs = []int32{
-	5,  // 0: fulmar.v1.Event.time:type_name -> google.protobuf.Timestamp
+	6,  // 0: fulmar.v1.Event.time:type_name -> google.protobuf.Timestamp
 	3,  // 1: fulmar.v1.Event.deployment:type_name -> fulmar.v1.Deployment
 	0,  // 2: fulmar.v1.Event.reason_code:type_name -> fulmar.v1.ReasonCode
 	1,  // 3: fulmar.v1.Deployment.kind:type_name -> fulmar.v1.Kind
-	6,  // 4: fulmar.v1.Deployment.content:type_name -> fulmar.v1.Content
-	7,  // 5: fulmar.v1.Deployment.network:type_name -> fulmar.v1.Network
-	5,  // 6: fulmar.v1.Deployment.requested:type_name -> google.protobuf.Timestamp
-	5,  // 7: fulmar.v1.Deployment.deadline:type_name -> google.protobuf.Timestamp
+	7,  // 4: fulmar.v1.Deployment.content:type_name -> fulmar.v1.Content
+	8,  // 5: fulmar.v1.Deployment.network:type_name -> fulmar.v1.Network
+	6,  // 6: fulmar.v1.Deployment.requested:type_name -> google.protobuf.Timestamp
+	6,  // 7: fulmar.v1.Deployment.deadline:type_name -> google.protobuf.Timestamp
 	4,  // 8: fulmar.v1.Deployment.units:type_name -> fulmar.v1.Unit
-	8,  // 9: fulmar.v1.Deployment.dying:type_name -> fulmar.v1.Instance
-	8,  // 10: fulmar.v1.Unit.instance:type_name -> fulmar.v1.Instance
-	11, // [11:11] is the sub-list for method output_type
-	11, // [11:11] is the sub-list for method input_type
-	11, // [11:11] is the sub-list for extension type_name
-	11, // [11:11] is the sub-list for extension extendee
-	0,  // [0:11] is the sub-list for field type_name
+	9,  // 9: fulmar.v1.Deployment.dying:type_name -> fulmar.v1.Instance
+	9,  // 10: fulmar.v1.Unit.instance:type_name -> fulmar.v1.Instance
+	5,  // 11: fulmar.v1.Unit.build:type_name -> fulmar.v1.Build
+	10, // 12: fulmar.v1.Build.duration:type_name -> google.protobuf.Duration
+	13, // [13:13] is the sub-list for method output_type
+	13, // [13:13] is the sub-list for method input_type
+	13, // [13:13] is the sub-list for extension type_name
+	13, // [13:13] is the sub-list for extension extendee
+	0,  // [0:13] is the sub-list for field type_name
 }
 
 func init() { file_fulmar_v1_event_proto_init() }
@@ -646,7 +789,7 @@ func file_fulmar_v1_event_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_fulmar_v1_event_proto_rawDesc), len(file_fulmar_v1_event_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   3,
+			NumMessages:   4,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

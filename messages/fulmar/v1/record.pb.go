@@ -736,6 +736,315 @@ func (x *HostInstance) GetLastLine() string {
 	return ""
 }
 
+// BuildRecord is a build that was made, or that a builder makes now. Bucket fulmar-builds, key <build key>.
+type BuildRecord struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// SHA-256 of the image, 64 hexadecimal digits, which is in the object store. Empty while it is made.
+	Image string `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"`
+	// Size of the image in bytes.
+	Size uint64 `protobuf:"varint,2,opt,name=size,proto3" json:"size,omitempty"`
+	// Git: the commit.
+	Commit string `protobuf:"bytes,3,opt,name=commit,proto3" json:"commit,omitempty"`
+	// Digest of the Docker image that the file was taken from.
+	ImageDigest string `protobuf:"bytes,4,opt,name=image_digest,json=imageDigest,proto3" json:"image_digest,omitempty"`
+	// How long it took.
+	Duration *durationpb.Duration `protobuf:"bytes,5,opt,name=duration,proto3" json:"duration,omitempty"`
+	// Name of its log in the object store fulmar-logs.
+	Log string `protobuf:"bytes,6,opt,name=log,proto3" json:"log,omitempty"`
+	// When it was made.
+	Made *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=made,proto3" json:"made,omitempty"`
+	// Which builder makes it now: an id of its own for each try. Empty when it is made.
+	ClaimedBy string `protobuf:"bytes,8,opt,name=claimed_by,json=claimedBy,proto3" json:"claimed_by,omitempty"`
+	// Until when the claim holds; its builder prolongs it while it builds.
+	ClaimedUntil  *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=claimed_until,json=claimedUntil,proto3" json:"claimed_until,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BuildRecord) Reset() {
+	*x = BuildRecord{}
+	mi := &file_fulmar_v1_record_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BuildRecord) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BuildRecord) ProtoMessage() {}
+
+func (x *BuildRecord) ProtoReflect() protoreflect.Message {
+	mi := &file_fulmar_v1_record_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BuildRecord.ProtoReflect.Descriptor instead.
+func (*BuildRecord) Descriptor() ([]byte, []int) {
+	return file_fulmar_v1_record_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *BuildRecord) GetImage() string {
+	if x != nil {
+		return x.Image
+	}
+	return ""
+}
+
+func (x *BuildRecord) GetSize() uint64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *BuildRecord) GetCommit() string {
+	if x != nil {
+		return x.Commit
+	}
+	return ""
+}
+
+func (x *BuildRecord) GetImageDigest() string {
+	if x != nil {
+		return x.ImageDigest
+	}
+	return ""
+}
+
+func (x *BuildRecord) GetDuration() *durationpb.Duration {
+	if x != nil {
+		return x.Duration
+	}
+	return nil
+}
+
+func (x *BuildRecord) GetLog() string {
+	if x != nil {
+		return x.Log
+	}
+	return ""
+}
+
+func (x *BuildRecord) GetMade() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Made
+	}
+	return nil
+}
+
+func (x *BuildRecord) GetClaimedBy() string {
+	if x != nil {
+		return x.ClaimedBy
+	}
+	return ""
+}
+
+func (x *BuildRecord) GetClaimedUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ClaimedUntil
+	}
+	return nil
+}
+
+// Watch follows the sources of a stack. Bucket fulmar-watches, key <stack>.
+type Watch struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The stack.
+	Stack string `protobuf:"bytes,1,opt,name=stack,proto3" json:"stack,omitempty"`
+	// What is sent again when a source moves.
+	Request *DeployRequest `protobuf:"bytes,2,opt,name=request,proto3" json:"request,omitempty"`
+	// The generation whose request it is.
+	Generation uint64 `protobuf:"varint,3,opt,name=generation,proto3" json:"generation,omitempty"`
+	// The sources that are followed.
+	Sources []*WatchedSource `protobuf:"bytes,4,rep,name=sources,proto3" json:"sources,omitempty"`
+	// Whether a person has paused it.
+	Paused bool `protobuf:"varint,5,opt,name=paused,proto3" json:"paused,omitempty"`
+	// When its sources are looked at next. A builder that looks puts it off first, so that one looks at a time.
+	Next          *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=next,proto3" json:"next,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Watch) Reset() {
+	*x = Watch{}
+	mi := &file_fulmar_v1_record_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Watch) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Watch) ProtoMessage() {}
+
+func (x *Watch) ProtoReflect() protoreflect.Message {
+	mi := &file_fulmar_v1_record_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Watch.ProtoReflect.Descriptor instead.
+func (*Watch) Descriptor() ([]byte, []int) {
+	return file_fulmar_v1_record_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *Watch) GetStack() string {
+	if x != nil {
+		return x.Stack
+	}
+	return ""
+}
+
+func (x *Watch) GetRequest() *DeployRequest {
+	if x != nil {
+		return x.Request
+	}
+	return nil
+}
+
+func (x *Watch) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *Watch) GetSources() []*WatchedSource {
+	if x != nil {
+		return x.Sources
+	}
+	return nil
+}
+
+func (x *Watch) GetPaused() bool {
+	if x != nil {
+		return x.Paused
+	}
+	return false
+}
+
+func (x *Watch) GetNext() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Next
+	}
+	return nil
+}
+
+// WatchedSource is one source that a watch follows.
+type WatchedSource struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The unit.
+	Unit string `protobuf:"bytes,1,opt,name=unit,proto3" json:"unit,omitempty"`
+	// The source without credentials, as a person writes it.
+	Source string `protobuf:"bytes,2,opt,name=source,proto3" json:"source,omitempty"`
+	// What it was when the stack was deployed last by this watch: a commit, a digest of an image, or a SHA-256.
+	Seen string `protobuf:"bytes,3,opt,name=seen,proto3" json:"seen,omitempty"`
+	// ETag of the answer to the last question over http, for a conditional one.
+	Etag string `protobuf:"bytes,4,opt,name=etag,proto3" json:"etag,omitempty"`
+	// When it was looked at last.
+	Looked *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=looked,proto3" json:"looked,omitempty"`
+	// Why the last look failed, as one sentence. Empty: it did not.
+	Error string `protobuf:"bytes,6,opt,name=error,proto3" json:"error,omitempty"`
+	// Failures in a row.
+	Failures      uint32 `protobuf:"varint,7,opt,name=failures,proto3" json:"failures,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchedSource) Reset() {
+	*x = WatchedSource{}
+	mi := &file_fulmar_v1_record_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchedSource) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchedSource) ProtoMessage() {}
+
+func (x *WatchedSource) ProtoReflect() protoreflect.Message {
+	mi := &file_fulmar_v1_record_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchedSource.ProtoReflect.Descriptor instead.
+func (*WatchedSource) Descriptor() ([]byte, []int) {
+	return file_fulmar_v1_record_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *WatchedSource) GetUnit() string {
+	if x != nil {
+		return x.Unit
+	}
+	return ""
+}
+
+func (x *WatchedSource) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *WatchedSource) GetSeen() string {
+	if x != nil {
+		return x.Seen
+	}
+	return ""
+}
+
+func (x *WatchedSource) GetEtag() string {
+	if x != nil {
+		return x.Etag
+	}
+	return ""
+}
+
+func (x *WatchedSource) GetLooked() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Looked
+	}
+	return nil
+}
+
+func (x *WatchedSource) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+func (x *WatchedSource) GetFailures() uint32 {
+	if x != nil {
+		return x.Failures
+	}
+	return 0
+}
+
 var File_fulmar_v1_record_proto protoreflect.FileDescriptor
 
 const file_fulmar_v1_record_proto_rawDesc = "" +
@@ -790,7 +1099,35 @@ const file_fulmar_v1_record_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\arunning\x18\x02 \x01(\bR\arunning\x12\x12\n" +
 	"\x04exit\x18\x03 \x01(\tR\x04exit\x12\x1b\n" +
-	"\tlast_line\x18\x04 \x01(\tR\blastLine*}\n" +
+	"\tlast_line\x18\x04 \x01(\tR\blastLine\"\xcb\x02\n" +
+	"\vBuildRecord\x12\x14\n" +
+	"\x05image\x18\x01 \x01(\tR\x05image\x12\x12\n" +
+	"\x04size\x18\x02 \x01(\x04R\x04size\x12\x16\n" +
+	"\x06commit\x18\x03 \x01(\tR\x06commit\x12!\n" +
+	"\fimage_digest\x18\x04 \x01(\tR\vimageDigest\x125\n" +
+	"\bduration\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\bduration\x12\x10\n" +
+	"\x03log\x18\x06 \x01(\tR\x03log\x12.\n" +
+	"\x04made\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\x04made\x12\x1d\n" +
+	"\n" +
+	"claimed_by\x18\b \x01(\tR\tclaimedBy\x12?\n" +
+	"\rclaimed_until\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\fclaimedUntil\"\xed\x01\n" +
+	"\x05Watch\x12\x14\n" +
+	"\x05stack\x18\x01 \x01(\tR\x05stack\x122\n" +
+	"\arequest\x18\x02 \x01(\v2\x18.fulmar.v1.DeployRequestR\arequest\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x03 \x01(\x04R\n" +
+	"generation\x122\n" +
+	"\asources\x18\x04 \x03(\v2\x18.fulmar.v1.WatchedSourceR\asources\x12\x16\n" +
+	"\x06paused\x18\x05 \x01(\bR\x06paused\x12.\n" +
+	"\x04next\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x04next\"\xc9\x01\n" +
+	"\rWatchedSource\x12\x12\n" +
+	"\x04unit\x18\x01 \x01(\tR\x04unit\x12\x16\n" +
+	"\x06source\x18\x02 \x01(\tR\x06source\x12\x12\n" +
+	"\x04seen\x18\x03 \x01(\tR\x04seen\x12\x12\n" +
+	"\x04etag\x18\x04 \x01(\tR\x04etag\x122\n" +
+	"\x06looked\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x06looked\x12\x14\n" +
+	"\x05error\x18\x06 \x01(\tR\x05error\x12\x1a\n" +
+	"\bfailures\x18\a \x01(\rR\bfailures*}\n" +
 	"\x05State\x12\x15\n" +
 	"\x11STATE_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eSTATE_UNDERWAY\x10\n" +
@@ -814,7 +1151,7 @@ func file_fulmar_v1_record_proto_rawDescGZIP() []byte {
 }
 
 var file_fulmar_v1_record_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_fulmar_v1_record_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
+var file_fulmar_v1_record_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
 var file_fulmar_v1_record_proto_goTypes = []any{
 	(State)(0),                    // 0: fulmar.v1.State
 	(*Head)(nil),                  // 1: fulmar.v1.Head
@@ -825,29 +1162,40 @@ var file_fulmar_v1_record_proto_goTypes = []any{
 	(*Network)(nil),               // 6: fulmar.v1.Network
 	(*Host)(nil),                  // 7: fulmar.v1.Host
 	(*HostInstance)(nil),          // 8: fulmar.v1.HostInstance
-	(*timestamppb.Timestamp)(nil), // 9: google.protobuf.Timestamp
-	(*UnitSpec)(nil),              // 10: fulmar.v1.UnitSpec
-	(*durationpb.Duration)(nil),   // 11: google.protobuf.Duration
+	(*BuildRecord)(nil),           // 9: fulmar.v1.BuildRecord
+	(*Watch)(nil),                 // 10: fulmar.v1.Watch
+	(*WatchedSource)(nil),         // 11: fulmar.v1.WatchedSource
+	(*timestamppb.Timestamp)(nil), // 12: google.protobuf.Timestamp
+	(*UnitSpec)(nil),              // 13: fulmar.v1.UnitSpec
+	(*durationpb.Duration)(nil),   // 14: google.protobuf.Duration
+	(*DeployRequest)(nil),         // 15: fulmar.v1.DeployRequest
 }
 var file_fulmar_v1_record_proto_depIdxs = []int32{
 	3,  // 0: fulmar.v1.Head.previous:type_name -> fulmar.v1.Content
 	2,  // 1: fulmar.v1.Head.deployments:type_name -> fulmar.v1.HeadDeployment
-	9,  // 2: fulmar.v1.Head.latest_deadline:type_name -> google.protobuf.Timestamp
+	12, // 2: fulmar.v1.Head.latest_deadline:type_name -> google.protobuf.Timestamp
 	0,  // 3: fulmar.v1.HeadDeployment.state:type_name -> fulmar.v1.State
-	9,  // 4: fulmar.v1.HeadDeployment.deadline:type_name -> google.protobuf.Timestamp
+	12, // 4: fulmar.v1.HeadDeployment.deadline:type_name -> google.protobuf.Timestamp
 	3,  // 5: fulmar.v1.HeadDeployment.content:type_name -> fulmar.v1.Content
 	4,  // 6: fulmar.v1.HeadDeployment.instances:type_name -> fulmar.v1.Instance
-	9,  // 7: fulmar.v1.HeadDeployment.draining_since:type_name -> google.protobuf.Timestamp
-	10, // 8: fulmar.v1.Content.units:type_name -> fulmar.v1.UnitSpec
-	11, // 9: fulmar.v1.Content.drain:type_name -> google.protobuf.Duration
-	9,  // 10: fulmar.v1.Lease.resting_until:type_name -> google.protobuf.Timestamp
+	12, // 7: fulmar.v1.HeadDeployment.draining_since:type_name -> google.protobuf.Timestamp
+	13, // 8: fulmar.v1.Content.units:type_name -> fulmar.v1.UnitSpec
+	14, // 9: fulmar.v1.Content.drain:type_name -> google.protobuf.Duration
+	12, // 10: fulmar.v1.Lease.resting_until:type_name -> google.protobuf.Timestamp
 	8,  // 11: fulmar.v1.Host.instances:type_name -> fulmar.v1.HostInstance
-	9,  // 12: fulmar.v1.Host.seen:type_name -> google.protobuf.Timestamp
-	13, // [13:13] is the sub-list for method output_type
-	13, // [13:13] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	12, // 12: fulmar.v1.Host.seen:type_name -> google.protobuf.Timestamp
+	14, // 13: fulmar.v1.BuildRecord.duration:type_name -> google.protobuf.Duration
+	12, // 14: fulmar.v1.BuildRecord.made:type_name -> google.protobuf.Timestamp
+	12, // 15: fulmar.v1.BuildRecord.claimed_until:type_name -> google.protobuf.Timestamp
+	15, // 16: fulmar.v1.Watch.request:type_name -> fulmar.v1.DeployRequest
+	11, // 17: fulmar.v1.Watch.sources:type_name -> fulmar.v1.WatchedSource
+	12, // 18: fulmar.v1.Watch.next:type_name -> google.protobuf.Timestamp
+	12, // 19: fulmar.v1.WatchedSource.looked:type_name -> google.protobuf.Timestamp
+	20, // [20:20] is the sub-list for method output_type
+	20, // [20:20] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_fulmar_v1_record_proto_init() }
@@ -862,7 +1210,7 @@ func file_fulmar_v1_record_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_fulmar_v1_record_proto_rawDesc), len(file_fulmar_v1_record_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   8,
+			NumMessages:   11,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -39,7 +39,12 @@ type DeployRequest struct {
 	// How long established connections of the replaced instances may last. Default 60s, 0s to 24h.
 	Drain *durationpb.Duration `protobuf:"bytes,5,opt,name=drain,proto3" json:"drain,omitempty"`
 	// The newest generation of the stack that the sender knows of; the request is rejected if it moved.
-	IfNewest      *uint64 `protobuf:"varint,6,opt,name=if_newest,json=ifNewest,proto3,oneof" json:"if_newest,omitempty"`
+	IfNewest *uint64 `protobuf:"varint,6,opt,name=if_newest,json=ifNewest,proto3,oneof" json:"if_newest,omitempty"`
+	// Whether to follow the sources of the units (a Git ref, the tag of a Docker image, an http artefact) and to send this
+	// request again when one moves. Ends with the next request for the stack that says false, and when the stack is retired.
+	Watch bool `protobuf:"varint,7,opt,name=watch,proto3" json:"watch,omitempty"`
+	// Why it was sent, for people: a watch says here what moved. At most 256 bytes.
+	Cause         string `protobuf:"bytes,8,opt,name=cause,proto3" json:"cause,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -114,6 +119,20 @@ func (x *DeployRequest) GetIfNewest() uint64 {
 		return *x.IfNewest
 	}
 	return 0
+}
+
+func (x *DeployRequest) GetWatch() bool {
+	if x != nil {
+		return x.Watch
+	}
+	return false
+}
+
+func (x *DeployRequest) GetCause() string {
+	if x != nil {
+		return x.Cause
+	}
+	return ""
 }
 
 // PromoteRequest publishes what is staged. Subject: fulmar.promote.<stack>.
@@ -465,9 +484,18 @@ type Image struct {
 	//	*Image_File
 	//	*Image_Object
 	//	*Image_Url
+	//	*Image_Docker
+	//	*Image_Oci
+	//	*Image_Git
 	Source isImage_Source `protobuf_oneof:"source"`
 	// SHA-256 that the image must have, 64 hexadecimal digits.
-	Sha256        string `protobuf:"bytes,4,opt,name=sha256,proto3" json:"sha256,omitempty"`
+	Sha256 string `protobuf:"bytes,4,opt,name=sha256,proto3" json:"sha256,omitempty"`
+	// With url: an http or https URL of a text that begins with the SHA-256 of the image, as sha256sum prints it, so that an
+	// artefact can be watched.
+	Sha256Url string `protobuf:"bytes,8,opt,name=sha256_url,json=sha256Url,proto3" json:"sha256_url,omitempty"`
+	// Detached signatures over the bytes of the image: the text of a minisign signature file, or the base64 that
+	// cosign sign-blob prints. At most 8, of 4 KiB each. What must be signed by whom is the policy of the builder.
+	Signatures    []string `protobuf:"bytes,9,rep,name=signatures,proto3" json:"signatures,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -536,11 +564,52 @@ func (x *Image) GetUrl() string {
 	return ""
 }
 
+func (x *Image) GetDocker() *DockerSource {
+	if x != nil {
+		if x, ok := x.Source.(*Image_Docker); ok {
+			return x.Docker
+		}
+	}
+	return nil
+}
+
+func (x *Image) GetOci() *OciSource {
+	if x != nil {
+		if x, ok := x.Source.(*Image_Oci); ok {
+			return x.Oci
+		}
+	}
+	return nil
+}
+
+func (x *Image) GetGit() *GitSource {
+	if x != nil {
+		if x, ok := x.Source.(*Image_Git); ok {
+			return x.Git
+		}
+	}
+	return nil
+}
+
 func (x *Image) GetSha256() string {
 	if x != nil {
 		return x.Sha256
 	}
 	return ""
+}
+
+func (x *Image) GetSha256Url() string {
+	if x != nil {
+		return x.Sha256Url
+	}
+	return ""
+}
+
+func (x *Image) GetSignatures() []string {
+	if x != nil {
+		return x.Signatures
+	}
+	return nil
 }
 
 type isImage_Source interface {
@@ -558,8 +627,23 @@ type Image_Object struct {
 }
 
 type Image_Url struct {
-	// An http or https URL; sha256 is required with it.
+	// An http or https URL; sha256 is required with it, or sha256_url.
 	Url string `protobuf:"bytes,3,opt,name=url,proto3,oneof"`
+}
+
+type Image_Docker struct {
+	// A file in an image of a Docker engine.
+	Docker *DockerSource `protobuf:"bytes,5,opt,name=docker,proto3,oneof"`
+}
+
+type Image_Oci struct {
+	// A file in an OCI image on the disk of the builder's machine.
+	Oci *OciSource `protobuf:"bytes,6,opt,name=oci,proto3,oneof"`
+}
+
+type Image_Git struct {
+	// Built from a Git repository.
+	Git *GitSource `protobuf:"bytes,7,opt,name=git,proto3,oneof"`
 }
 
 func (*Image_File) isImage_Source() {}
@@ -567,6 +651,474 @@ func (*Image_File) isImage_Source() {}
 func (*Image_Object) isImage_Source() {}
 
 func (*Image_Url) isImage_Source() {}
+
+func (*Image_Docker) isImage_Source() {}
+
+func (*Image_Oci) isImage_Source() {}
+
+func (*Image_Git) isImage_Source() {}
+
+// DockerSource is a file in an image of a Docker engine. The image is never run.
+type DockerSource struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Reference of the image, by tag or digest: registry.example/www:live, registry.example/www@sha256:...
+	Image string `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"`
+	// Path of the file in the image. Default "/unikernel".
+	Path string `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
+	// When to pull it: "missing" (default), "always" or "never".
+	Pull string `protobuf:"bytes,3,opt,name=pull,proto3" json:"pull,omitempty"`
+	// Name of a credential that the builder holds, for the registry. Empty: none.
+	Credential    string `protobuf:"bytes,4,opt,name=credential,proto3" json:"credential,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DockerSource) Reset() {
+	*x = DockerSource{}
+	mi := &file_fulmar_v1_request_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DockerSource) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DockerSource) ProtoMessage() {}
+
+func (x *DockerSource) ProtoReflect() protoreflect.Message {
+	mi := &file_fulmar_v1_request_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DockerSource.ProtoReflect.Descriptor instead.
+func (*DockerSource) Descriptor() ([]byte, []int) {
+	return file_fulmar_v1_request_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *DockerSource) GetImage() string {
+	if x != nil {
+		return x.Image
+	}
+	return ""
+}
+
+func (x *DockerSource) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *DockerSource) GetPull() string {
+	if x != nil {
+		return x.Pull
+	}
+	return ""
+}
+
+func (x *DockerSource) GetCredential() string {
+	if x != nil {
+		return x.Credential
+	}
+	return ""
+}
+
+// OciSource is a file in an OCI image, read without an engine.
+type OciSource struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Directory of an OCI layout, or a tar archive of one (also as docker save writes it), on the machine of the builder,
+	// below its --file-root.
+	Layout string `protobuf:"bytes,1,opt,name=layout,proto3" json:"layout,omitempty"`
+	// Tag or digest of the image in it. Empty: the only one there is.
+	Reference string `protobuf:"bytes,2,opt,name=reference,proto3" json:"reference,omitempty"`
+	// Path of the file in the image. Default "/unikernel".
+	Path          string `protobuf:"bytes,3,opt,name=path,proto3" json:"path,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OciSource) Reset() {
+	*x = OciSource{}
+	mi := &file_fulmar_v1_request_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OciSource) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OciSource) ProtoMessage() {}
+
+func (x *OciSource) ProtoReflect() protoreflect.Message {
+	mi := &file_fulmar_v1_request_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OciSource.ProtoReflect.Descriptor instead.
+func (*OciSource) Descriptor() ([]byte, []int) {
+	return file_fulmar_v1_request_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *OciSource) GetLayout() string {
+	if x != nil {
+		return x.Layout
+	}
+	return ""
+}
+
+func (x *OciSource) GetReference() string {
+	if x != nil {
+		return x.Reference
+	}
+	return ""
+}
+
+func (x *OciSource) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+// GitSource is a build from a commit of a Git repository, run by a Docker engine.
+type GitSource struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// URL of the repository: https, http, ssh (also as user@host:path) or file.
+	Url string `protobuf:"bytes,1,opt,name=url,proto3" json:"url,omitempty"`
+	// Branch, tag, full ref or commit (40 hexadecimal digits). Default: what HEAD of the repository names.
+	Ref string `protobuf:"bytes,2,opt,name=ref,proto3" json:"ref,omitempty"`
+	// Directory in the repository that is the build context. Default: its root.
+	Directory string `protobuf:"bytes,3,opt,name=directory,proto3" json:"directory,omitempty"`
+	// Name of a credential that the builder holds, for the repository. Empty: none. It is never in an event or a log.
+	Credential string `protobuf:"bytes,4,opt,name=credential,proto3" json:"credential,omitempty"`
+	// How it is built.
+	//
+	// Types that are valid to be assigned to Recipe:
+	//
+	//	*GitSource_Dockerfile
+	//	*GitSource_Mirage
+	Recipe isGitSource_Recipe `protobuf_oneof:"recipe"`
+	// Longest time of the build. Default 30m, 1s to 6h.
+	Limit *durationpb.Duration `protobuf:"bytes,7,opt,name=limit,proto3" json:"limit,omitempty"`
+	// Memory of the build in MB. Default: the builder's.
+	Memory uint32 `protobuf:"varint,8,opt,name=memory,proto3" json:"memory,omitempty"`
+	// CPUs of the build, in thousandths of one. Default: the builder's.
+	MilliCpus     uint32 `protobuf:"varint,9,opt,name=milli_cpus,json=milliCpus,proto3" json:"milli_cpus,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GitSource) Reset() {
+	*x = GitSource{}
+	mi := &file_fulmar_v1_request_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GitSource) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GitSource) ProtoMessage() {}
+
+func (x *GitSource) ProtoReflect() protoreflect.Message {
+	mi := &file_fulmar_v1_request_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GitSource.ProtoReflect.Descriptor instead.
+func (*GitSource) Descriptor() ([]byte, []int) {
+	return file_fulmar_v1_request_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *GitSource) GetUrl() string {
+	if x != nil {
+		return x.Url
+	}
+	return ""
+}
+
+func (x *GitSource) GetRef() string {
+	if x != nil {
+		return x.Ref
+	}
+	return ""
+}
+
+func (x *GitSource) GetDirectory() string {
+	if x != nil {
+		return x.Directory
+	}
+	return ""
+}
+
+func (x *GitSource) GetCredential() string {
+	if x != nil {
+		return x.Credential
+	}
+	return ""
+}
+
+func (x *GitSource) GetRecipe() isGitSource_Recipe {
+	if x != nil {
+		return x.Recipe
+	}
+	return nil
+}
+
+func (x *GitSource) GetDockerfile() *DockerfileRecipe {
+	if x != nil {
+		if x, ok := x.Recipe.(*GitSource_Dockerfile); ok {
+			return x.Dockerfile
+		}
+	}
+	return nil
+}
+
+func (x *GitSource) GetMirage() *MirageRecipe {
+	if x != nil {
+		if x, ok := x.Recipe.(*GitSource_Mirage); ok {
+			return x.Mirage
+		}
+	}
+	return nil
+}
+
+func (x *GitSource) GetLimit() *durationpb.Duration {
+	if x != nil {
+		return x.Limit
+	}
+	return nil
+}
+
+func (x *GitSource) GetMemory() uint32 {
+	if x != nil {
+		return x.Memory
+	}
+	return 0
+}
+
+func (x *GitSource) GetMilliCpus() uint32 {
+	if x != nil {
+		return x.MilliCpus
+	}
+	return 0
+}
+
+type isGitSource_Recipe interface {
+	isGitSource_Recipe()
+}
+
+type GitSource_Dockerfile struct {
+	// By a Dockerfile of the repository.
+	Dockerfile *DockerfileRecipe `protobuf:"bytes,5,opt,name=dockerfile,proto3,oneof"`
+}
+
+type GitSource_Mirage struct {
+	// By the MirageOS recipe.
+	Mirage *MirageRecipe `protobuf:"bytes,6,opt,name=mirage,proto3,oneof"`
+}
+
+func (*GitSource_Dockerfile) isGitSource_Recipe() {}
+
+func (*GitSource_Mirage) isGitSource_Recipe() {}
+
+// DockerfileRecipe builds by a Dockerfile.
+type DockerfileRecipe struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its path in the directory. Default "Dockerfile".
+	File string `protobuf:"bytes,1,opt,name=file,proto3" json:"file,omitempty"`
+	// Build arguments.
+	Args map[string]string `protobuf:"bytes,2,rep,name=args,proto3" json:"args,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Stage to build. Default: the last.
+	Target string `protobuf:"bytes,3,opt,name=target,proto3" json:"target,omitempty"`
+	// Path of the unikernel in the image. Default "/unikernel".
+	Path          string `protobuf:"bytes,4,opt,name=path,proto3" json:"path,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DockerfileRecipe) Reset() {
+	*x = DockerfileRecipe{}
+	mi := &file_fulmar_v1_request_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DockerfileRecipe) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DockerfileRecipe) ProtoMessage() {}
+
+func (x *DockerfileRecipe) ProtoReflect() protoreflect.Message {
+	mi := &file_fulmar_v1_request_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DockerfileRecipe.ProtoReflect.Descriptor instead.
+func (*DockerfileRecipe) Descriptor() ([]byte, []int) {
+	return file_fulmar_v1_request_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *DockerfileRecipe) GetFile() string {
+	if x != nil {
+		return x.File
+	}
+	return ""
+}
+
+func (x *DockerfileRecipe) GetArgs() map[string]string {
+	if x != nil {
+		return x.Args
+	}
+	return nil
+}
+
+func (x *DockerfileRecipe) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *DockerfileRecipe) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+// MirageRecipe builds a MirageOS unikernel by a Dockerfile that the builder generates: first what the project depends on,
+// then its sources, so that dependencies are cached.
+type MirageRecipe struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Version of the mirage tool: 3 or 4.
+	Mirage uint32 `protobuf:"varint,1,opt,name=mirage,proto3" json:"mirage,omitempty"`
+	// Path of the configuration file in the directory. Default "config.ml".
+	Config string `protobuf:"bytes,2,opt,name=config,proto3" json:"config,omitempty"`
+	// "spt" or "hvt". Default "hvt".
+	Target string `protobuf:"bytes,3,opt,name=target,proto3" json:"target,omitempty"`
+	// Arguments of mirage configure.
+	Args []string `protobuf:"bytes,4,rep,name=args,proto3" json:"args,omitempty"`
+	// Commit of opam-repository, 40 hexadecimal digits. Empty: as the base image has it.
+	OpamRepository string `protobuf:"bytes,5,opt,name=opam_repository,json=opamRepository,proto3" json:"opam_repository,omitempty"`
+	// Further instructions of the Dockerfile, before dependencies are installed. Each is one line.
+	Instructions []string `protobuf:"bytes,6,rep,name=instructions,proto3" json:"instructions,omitempty"`
+	// Base image. Default: the builder's, which has opam and OCaml.
+	Base          string `protobuf:"bytes,7,opt,name=base,proto3" json:"base,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MirageRecipe) Reset() {
+	*x = MirageRecipe{}
+	mi := &file_fulmar_v1_request_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MirageRecipe) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MirageRecipe) ProtoMessage() {}
+
+func (x *MirageRecipe) ProtoReflect() protoreflect.Message {
+	mi := &file_fulmar_v1_request_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MirageRecipe.ProtoReflect.Descriptor instead.
+func (*MirageRecipe) Descriptor() ([]byte, []int) {
+	return file_fulmar_v1_request_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *MirageRecipe) GetMirage() uint32 {
+	if x != nil {
+		return x.Mirage
+	}
+	return 0
+}
+
+func (x *MirageRecipe) GetConfig() string {
+	if x != nil {
+		return x.Config
+	}
+	return ""
+}
+
+func (x *MirageRecipe) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *MirageRecipe) GetArgs() []string {
+	if x != nil {
+		return x.Args
+	}
+	return nil
+}
+
+func (x *MirageRecipe) GetOpamRepository() string {
+	if x != nil {
+		return x.OpamRepository
+	}
+	return ""
+}
+
+func (x *MirageRecipe) GetInstructions() []string {
+	if x != nil {
+		return x.Instructions
+	}
+	return nil
+}
+
+func (x *MirageRecipe) GetBase() string {
+	if x != nil {
+		return x.Base
+	}
+	return ""
+}
 
 // Port leads a port of the host to a port of a unit.
 type Port struct {
@@ -583,7 +1135,7 @@ type Port struct {
 
 func (x *Port) Reset() {
 	*x = Port{}
-	mi := &file_fulmar_v1_request_proto_msgTypes[8]
+	mi := &file_fulmar_v1_request_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -595,7 +1147,7 @@ func (x *Port) String() string {
 func (*Port) ProtoMessage() {}
 
 func (x *Port) ProtoReflect() protoreflect.Message {
-	mi := &file_fulmar_v1_request_proto_msgTypes[8]
+	mi := &file_fulmar_v1_request_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -608,7 +1160,7 @@ func (x *Port) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Port.ProtoReflect.Descriptor instead.
 func (*Port) Descriptor() ([]byte, []int) {
-	return file_fulmar_v1_request_proto_rawDescGZIP(), []int{8}
+	return file_fulmar_v1_request_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Port) GetPort() uint32 {
@@ -660,7 +1212,7 @@ type HealthCheck struct {
 
 func (x *HealthCheck) Reset() {
 	*x = HealthCheck{}
-	mi := &file_fulmar_v1_request_proto_msgTypes[9]
+	mi := &file_fulmar_v1_request_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -672,7 +1224,7 @@ func (x *HealthCheck) String() string {
 func (*HealthCheck) ProtoMessage() {}
 
 func (x *HealthCheck) ProtoReflect() protoreflect.Message {
-	mi := &file_fulmar_v1_request_proto_msgTypes[9]
+	mi := &file_fulmar_v1_request_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -685,7 +1237,7 @@ func (x *HealthCheck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthCheck.ProtoReflect.Descriptor instead.
 func (*HealthCheck) Descriptor() ([]byte, []int) {
-	return file_fulmar_v1_request_proto_rawDescGZIP(), []int{9}
+	return file_fulmar_v1_request_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *HealthCheck) GetProbe() isHealthCheck_Probe {
@@ -807,7 +1359,7 @@ type IcmpProbe struct {
 
 func (x *IcmpProbe) Reset() {
 	*x = IcmpProbe{}
-	mi := &file_fulmar_v1_request_proto_msgTypes[10]
+	mi := &file_fulmar_v1_request_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -819,7 +1371,7 @@ func (x *IcmpProbe) String() string {
 func (*IcmpProbe) ProtoMessage() {}
 
 func (x *IcmpProbe) ProtoReflect() protoreflect.Message {
-	mi := &file_fulmar_v1_request_proto_msgTypes[10]
+	mi := &file_fulmar_v1_request_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -832,7 +1384,7 @@ func (x *IcmpProbe) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IcmpProbe.ProtoReflect.Descriptor instead.
 func (*IcmpProbe) Descriptor() ([]byte, []int) {
-	return file_fulmar_v1_request_proto_rawDescGZIP(), []int{10}
+	return file_fulmar_v1_request_proto_rawDescGZIP(), []int{15}
 }
 
 // TcpProbe is a TCP connection that is closed at once.
@@ -846,7 +1398,7 @@ type TcpProbe struct {
 
 func (x *TcpProbe) Reset() {
 	*x = TcpProbe{}
-	mi := &file_fulmar_v1_request_proto_msgTypes[11]
+	mi := &file_fulmar_v1_request_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -858,7 +1410,7 @@ func (x *TcpProbe) String() string {
 func (*TcpProbe) ProtoMessage() {}
 
 func (x *TcpProbe) ProtoReflect() protoreflect.Message {
-	mi := &file_fulmar_v1_request_proto_msgTypes[11]
+	mi := &file_fulmar_v1_request_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -871,7 +1423,7 @@ func (x *TcpProbe) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TcpProbe.ProtoReflect.Descriptor instead.
 func (*TcpProbe) Descriptor() ([]byte, []int) {
-	return file_fulmar_v1_request_proto_rawDescGZIP(), []int{11}
+	return file_fulmar_v1_request_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *TcpProbe) GetPort() uint32 {
@@ -898,7 +1450,7 @@ type HttpProbe struct {
 
 func (x *HttpProbe) Reset() {
 	*x = HttpProbe{}
-	mi := &file_fulmar_v1_request_proto_msgTypes[12]
+	mi := &file_fulmar_v1_request_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -910,7 +1462,7 @@ func (x *HttpProbe) String() string {
 func (*HttpProbe) ProtoMessage() {}
 
 func (x *HttpProbe) ProtoReflect() protoreflect.Message {
-	mi := &file_fulmar_v1_request_proto_msgTypes[12]
+	mi := &file_fulmar_v1_request_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -923,7 +1475,7 @@ func (x *HttpProbe) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HttpProbe.ProtoReflect.Descriptor instead.
 func (*HttpProbe) Descriptor() ([]byte, []int) {
-	return file_fulmar_v1_request_proto_rawDescGZIP(), []int{12}
+	return file_fulmar_v1_request_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *HttpProbe) GetPort() uint32 {
@@ -969,7 +1521,7 @@ type DnsProbe struct {
 
 func (x *DnsProbe) Reset() {
 	*x = DnsProbe{}
-	mi := &file_fulmar_v1_request_proto_msgTypes[13]
+	mi := &file_fulmar_v1_request_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -981,7 +1533,7 @@ func (x *DnsProbe) String() string {
 func (*DnsProbe) ProtoMessage() {}
 
 func (x *DnsProbe) ProtoReflect() protoreflect.Message {
-	mi := &file_fulmar_v1_request_proto_msgTypes[13]
+	mi := &file_fulmar_v1_request_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -994,7 +1546,7 @@ func (x *DnsProbe) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DnsProbe.ProtoReflect.Descriptor instead.
 func (*DnsProbe) Descriptor() ([]byte, []int) {
-	return file_fulmar_v1_request_proto_rawDescGZIP(), []int{13}
+	return file_fulmar_v1_request_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *DnsProbe) GetPort() uint32 {
@@ -1022,14 +1574,16 @@ var File_fulmar_v1_request_proto protoreflect.FileDescriptor
 
 const file_fulmar_v1_request_proto_rawDesc = "" +
 	"\n" +
-	"\x17fulmar/v1/request.proto\x12\tfulmar.v1\x1a\x1egoogle/protobuf/duration.proto\"\x84\x02\n" +
+	"\x17fulmar/v1/request.proto\x12\tfulmar.v1\x1a\x1egoogle/protobuf/duration.proto\"\xb0\x02\n" +
 	"\rDeployRequest\x12)\n" +
 	"\x05units\x18\x01 \x03(\v2\x13.fulmar.v1.UnitSpecR\x05units\x12\x18\n" +
 	"\anetwork\x18\x02 \x01(\tR\anetwork\x12\x16\n" +
 	"\x06staged\x18\x03 \x01(\bR\x06staged\x125\n" +
 	"\bdeadline\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\bdeadline\x12/\n" +
 	"\x05drain\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\x05drain\x12 \n" +
-	"\tif_newest\x18\x06 \x01(\x04H\x00R\bifNewest\x88\x01\x01B\f\n" +
+	"\tif_newest\x18\x06 \x01(\x04H\x00R\bifNewest\x88\x01\x01\x12\x14\n" +
+	"\x05watch\x18\a \x01(\bR\x05watch\x12\x14\n" +
+	"\x05cause\x18\b \x01(\tR\x05causeB\f\n" +
 	"\n" +
 	"_if_newest\"@\n" +
 	"\x0ePromoteRequest\x12 \n" +
@@ -1060,13 +1614,64 @@ const file_fulmar_v1_request_proto_rawDesc = "" +
 	"\x04cpus\x18\x05 \x03(\rR\x04cpus\x12\x16\n" +
 	"\x06device\x18\x06 \x01(\tR\x06device\x12%\n" +
 	"\x05ports\x18\a \x03(\v2\x0f.fulmar.v1.PortR\x05ports\x12.\n" +
-	"\x06health\x18\b \x03(\v2\x16.fulmar.v1.HealthCheckR\x06health\"m\n" +
+	"\x06health\x18\b \x03(\v2\x16.fulmar.v1.HealthCheckR\x06health\"\xb3\x02\n" +
 	"\x05Image\x12\x14\n" +
 	"\x04file\x18\x01 \x01(\tH\x00R\x04file\x12\x18\n" +
 	"\x06object\x18\x02 \x01(\tH\x00R\x06object\x12\x12\n" +
-	"\x03url\x18\x03 \x01(\tH\x00R\x03url\x12\x16\n" +
-	"\x06sha256\x18\x04 \x01(\tR\x06sha256B\b\n" +
-	"\x06source\"N\n" +
+	"\x03url\x18\x03 \x01(\tH\x00R\x03url\x121\n" +
+	"\x06docker\x18\x05 \x01(\v2\x17.fulmar.v1.DockerSourceH\x00R\x06docker\x12(\n" +
+	"\x03oci\x18\x06 \x01(\v2\x14.fulmar.v1.OciSourceH\x00R\x03oci\x12(\n" +
+	"\x03git\x18\a \x01(\v2\x14.fulmar.v1.GitSourceH\x00R\x03git\x12\x16\n" +
+	"\x06sha256\x18\x04 \x01(\tR\x06sha256\x12\x1d\n" +
+	"\n" +
+	"sha256_url\x18\b \x01(\tR\tsha256Url\x12\x1e\n" +
+	"\n" +
+	"signatures\x18\t \x03(\tR\n" +
+	"signaturesB\b\n" +
+	"\x06source\"l\n" +
+	"\fDockerSource\x12\x14\n" +
+	"\x05image\x18\x01 \x01(\tR\x05image\x12\x12\n" +
+	"\x04path\x18\x02 \x01(\tR\x04path\x12\x12\n" +
+	"\x04pull\x18\x03 \x01(\tR\x04pull\x12\x1e\n" +
+	"\n" +
+	"credential\x18\x04 \x01(\tR\n" +
+	"credential\"U\n" +
+	"\tOciSource\x12\x16\n" +
+	"\x06layout\x18\x01 \x01(\tR\x06layout\x12\x1c\n" +
+	"\treference\x18\x02 \x01(\tR\treference\x12\x12\n" +
+	"\x04path\x18\x03 \x01(\tR\x04path\"\xd1\x02\n" +
+	"\tGitSource\x12\x10\n" +
+	"\x03url\x18\x01 \x01(\tR\x03url\x12\x10\n" +
+	"\x03ref\x18\x02 \x01(\tR\x03ref\x12\x1c\n" +
+	"\tdirectory\x18\x03 \x01(\tR\tdirectory\x12\x1e\n" +
+	"\n" +
+	"credential\x18\x04 \x01(\tR\n" +
+	"credential\x12=\n" +
+	"\n" +
+	"dockerfile\x18\x05 \x01(\v2\x1b.fulmar.v1.DockerfileRecipeH\x00R\n" +
+	"dockerfile\x121\n" +
+	"\x06mirage\x18\x06 \x01(\v2\x17.fulmar.v1.MirageRecipeH\x00R\x06mirage\x12/\n" +
+	"\x05limit\x18\a \x01(\v2\x19.google.protobuf.DurationR\x05limit\x12\x16\n" +
+	"\x06memory\x18\b \x01(\rR\x06memory\x12\x1d\n" +
+	"\n" +
+	"milli_cpus\x18\t \x01(\rR\tmilliCpusB\b\n" +
+	"\x06recipe\"\xc6\x01\n" +
+	"\x10DockerfileRecipe\x12\x12\n" +
+	"\x04file\x18\x01 \x01(\tR\x04file\x129\n" +
+	"\x04args\x18\x02 \x03(\v2%.fulmar.v1.DockerfileRecipe.ArgsEntryR\x04args\x12\x16\n" +
+	"\x06target\x18\x03 \x01(\tR\x06target\x12\x12\n" +
+	"\x04path\x18\x04 \x01(\tR\x04path\x1a7\n" +
+	"\tArgsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xcb\x01\n" +
+	"\fMirageRecipe\x12\x16\n" +
+	"\x06mirage\x18\x01 \x01(\rR\x06mirage\x12\x16\n" +
+	"\x06config\x18\x02 \x01(\tR\x06config\x12\x16\n" +
+	"\x06target\x18\x03 \x01(\tR\x06target\x12\x12\n" +
+	"\x04args\x18\x04 \x03(\tR\x04args\x12'\n" +
+	"\x0fopam_repository\x18\x05 \x01(\tR\x0eopamRepository\x12\"\n" +
+	"\finstructions\x18\x06 \x03(\tR\finstructions\x12\x12\n" +
+	"\x04base\x18\a \x01(\tR\x04base\"N\n" +
 	"\x04Port\x12\x12\n" +
 	"\x04port\x18\x01 \x01(\rR\x04port\x12\x16\n" +
 	"\x06target\x18\x02 \x01(\rR\x06target\x12\x1a\n" +
@@ -1107,7 +1712,7 @@ func file_fulmar_v1_request_proto_rawDescGZIP() []byte {
 	return file_fulmar_v1_request_proto_rawDescData
 }
 
-var file_fulmar_v1_request_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_fulmar_v1_request_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
 var file_fulmar_v1_request_proto_goTypes = []any{
 	(*DeployRequest)(nil),       // 0: fulmar.v1.DeployRequest
 	(*PromoteRequest)(nil),      // 1: fulmar.v1.PromoteRequest
@@ -1117,33 +1722,46 @@ var file_fulmar_v1_request_proto_goTypes = []any{
 	(*DiscardRequest)(nil),      // 5: fulmar.v1.DiscardRequest
 	(*UnitSpec)(nil),            // 6: fulmar.v1.UnitSpec
 	(*Image)(nil),               // 7: fulmar.v1.Image
-	(*Port)(nil),                // 8: fulmar.v1.Port
-	(*HealthCheck)(nil),         // 9: fulmar.v1.HealthCheck
-	(*IcmpProbe)(nil),           // 10: fulmar.v1.IcmpProbe
-	(*TcpProbe)(nil),            // 11: fulmar.v1.TcpProbe
-	(*HttpProbe)(nil),           // 12: fulmar.v1.HttpProbe
-	(*DnsProbe)(nil),            // 13: fulmar.v1.DnsProbe
-	(*durationpb.Duration)(nil), // 14: google.protobuf.Duration
+	(*DockerSource)(nil),        // 8: fulmar.v1.DockerSource
+	(*OciSource)(nil),           // 9: fulmar.v1.OciSource
+	(*GitSource)(nil),           // 10: fulmar.v1.GitSource
+	(*DockerfileRecipe)(nil),    // 11: fulmar.v1.DockerfileRecipe
+	(*MirageRecipe)(nil),        // 12: fulmar.v1.MirageRecipe
+	(*Port)(nil),                // 13: fulmar.v1.Port
+	(*HealthCheck)(nil),         // 14: fulmar.v1.HealthCheck
+	(*IcmpProbe)(nil),           // 15: fulmar.v1.IcmpProbe
+	(*TcpProbe)(nil),            // 16: fulmar.v1.TcpProbe
+	(*HttpProbe)(nil),           // 17: fulmar.v1.HttpProbe
+	(*DnsProbe)(nil),            // 18: fulmar.v1.DnsProbe
+	nil,                         // 19: fulmar.v1.DockerfileRecipe.ArgsEntry
+	(*durationpb.Duration)(nil), // 20: google.protobuf.Duration
 }
 var file_fulmar_v1_request_proto_depIdxs = []int32{
 	6,  // 0: fulmar.v1.DeployRequest.units:type_name -> fulmar.v1.UnitSpec
-	14, // 1: fulmar.v1.DeployRequest.deadline:type_name -> google.protobuf.Duration
-	14, // 2: fulmar.v1.DeployRequest.drain:type_name -> google.protobuf.Duration
+	20, // 1: fulmar.v1.DeployRequest.deadline:type_name -> google.protobuf.Duration
+	20, // 2: fulmar.v1.DeployRequest.drain:type_name -> google.protobuf.Duration
 	7,  // 3: fulmar.v1.UnitSpec.image:type_name -> fulmar.v1.Image
-	8,  // 4: fulmar.v1.UnitSpec.ports:type_name -> fulmar.v1.Port
-	9,  // 5: fulmar.v1.UnitSpec.health:type_name -> fulmar.v1.HealthCheck
-	10, // 6: fulmar.v1.HealthCheck.icmp:type_name -> fulmar.v1.IcmpProbe
-	11, // 7: fulmar.v1.HealthCheck.tcp:type_name -> fulmar.v1.TcpProbe
-	12, // 8: fulmar.v1.HealthCheck.http:type_name -> fulmar.v1.HttpProbe
-	13, // 9: fulmar.v1.HealthCheck.dns:type_name -> fulmar.v1.DnsProbe
-	14, // 10: fulmar.v1.HealthCheck.interval:type_name -> google.protobuf.Duration
-	14, // 11: fulmar.v1.HealthCheck.timeout:type_name -> google.protobuf.Duration
-	14, // 12: fulmar.v1.HealthCheck.start_deadline:type_name -> google.protobuf.Duration
-	13, // [13:13] is the sub-list for method output_type
-	13, // [13:13] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	13, // 4: fulmar.v1.UnitSpec.ports:type_name -> fulmar.v1.Port
+	14, // 5: fulmar.v1.UnitSpec.health:type_name -> fulmar.v1.HealthCheck
+	8,  // 6: fulmar.v1.Image.docker:type_name -> fulmar.v1.DockerSource
+	9,  // 7: fulmar.v1.Image.oci:type_name -> fulmar.v1.OciSource
+	10, // 8: fulmar.v1.Image.git:type_name -> fulmar.v1.GitSource
+	11, // 9: fulmar.v1.GitSource.dockerfile:type_name -> fulmar.v1.DockerfileRecipe
+	12, // 10: fulmar.v1.GitSource.mirage:type_name -> fulmar.v1.MirageRecipe
+	20, // 11: fulmar.v1.GitSource.limit:type_name -> google.protobuf.Duration
+	19, // 12: fulmar.v1.DockerfileRecipe.args:type_name -> fulmar.v1.DockerfileRecipe.ArgsEntry
+	15, // 13: fulmar.v1.HealthCheck.icmp:type_name -> fulmar.v1.IcmpProbe
+	16, // 14: fulmar.v1.HealthCheck.tcp:type_name -> fulmar.v1.TcpProbe
+	17, // 15: fulmar.v1.HealthCheck.http:type_name -> fulmar.v1.HttpProbe
+	18, // 16: fulmar.v1.HealthCheck.dns:type_name -> fulmar.v1.DnsProbe
+	20, // 17: fulmar.v1.HealthCheck.interval:type_name -> google.protobuf.Duration
+	20, // 18: fulmar.v1.HealthCheck.timeout:type_name -> google.protobuf.Duration
+	20, // 19: fulmar.v1.HealthCheck.start_deadline:type_name -> google.protobuf.Duration
+	20, // [20:20] is the sub-list for method output_type
+	20, // [20:20] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_fulmar_v1_request_proto_init() }
@@ -1161,8 +1779,15 @@ func file_fulmar_v1_request_proto_init() {
 		(*Image_File)(nil),
 		(*Image_Object)(nil),
 		(*Image_Url)(nil),
+		(*Image_Docker)(nil),
+		(*Image_Oci)(nil),
+		(*Image_Git)(nil),
 	}
-	file_fulmar_v1_request_proto_msgTypes[9].OneofWrappers = []any{
+	file_fulmar_v1_request_proto_msgTypes[10].OneofWrappers = []any{
+		(*GitSource_Dockerfile)(nil),
+		(*GitSource_Mirage)(nil),
+	}
+	file_fulmar_v1_request_proto_msgTypes[14].OneofWrappers = []any{
 		(*HealthCheck_Icmp)(nil),
 		(*HealthCheck_Tcp)(nil),
 		(*HealthCheck_Http)(nil),
@@ -1174,7 +1799,7 @@ func file_fulmar_v1_request_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_fulmar_v1_request_proto_rawDesc), len(file_fulmar_v1_request_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   14,
+			NumMessages:   20,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
