@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -131,7 +132,7 @@ func (b *Bus) last(ctx context.Context, stack string, generation uint64) (*jetst
 func (b *Bus) Say(ctx context.Context, e *fulmarv1.Event, cause uint64) error {
 	d := e.GetDeployment()
 	host := d.GetNetwork().GetHost()
-	e.Time, e.Service = timestamppb.New(time.Now()), b.options.Service
+	e.Time, e.Service, e.Reason = timestamppb.New(time.Now()), b.options.Service, strings.ToValidUTF8(e.GetReason(), "\uFFFD")
 	body, err := proto.Marshal(e)
 	if err != nil {
 		return fmt.Errorf("say %s of %s: %w", e.GetVerb(), messages.DeploymentName(d.GetStack(), d.GetGeneration()), err)
@@ -152,7 +153,7 @@ func (b *Bus) Say(ctx context.Context, e *fulmarv1.Event, cause uint64) error {
 func (b *Bus) Observe(ctx context.Context, verb messages.Verb, d *fulmarv1.Deployment, unit, reason string) error {
 	e := &fulmarv1.Event{
 		Verb: string(verb), Time: timestamppb.New(time.Now()), Service: b.options.Service,
-		Deployment: d, Unit: unit, Reason: reason,
+		Deployment: d, Unit: unit, Reason: strings.ToValidUTF8(reason, "\uFFFD"),
 	}
 	body, err := proto.Marshal(e)
 	if err != nil {

@@ -77,8 +77,14 @@ func (b *Bus) step(ctx context.Context, s Step, msg jetstream.Msg) error {
 		e.Reason, e.ReasonCode = err.Error(), refusal.Code
 		verb, err = messages.Failed, nil
 	}
-	if err != nil || verb == "" {
+	if err != nil {
+		if ctx.Err() == nil {
+			b.tell(subject, err)
+		}
 		return err
+	}
+	if verb == "" {
+		return nil
 	}
 	return b.succeed(ctx, e, verb, meta.Sequence.Stream)
 }

@@ -145,6 +145,15 @@ func StepFilter(verb Verb, host string) string {
 // StackFilter matches everything that is said of a stack: fulmar.event.web.>.
 func StackFilter(stack string) string { return "fulmar.event." + stack + ".>" }
 
+// TrySubject carries how a try of a step on the way up ended when another one follows, live and not kept:
+// fulmar.try.web.42. It is an Event whose verb is the one that was heard and whose reason is the error.
+func TrySubject(stack string, generation uint64) string {
+	return "fulmar.try." + stack + "." + strconv.FormatUint(generation, 10)
+}
+
+// TryFilter matches the tries of all deployments.
+func TryFilter() string { return "fulmar.try.*.*" }
+
 // EventSubject is the subject of an event, taken apart.
 type EventSubject struct {
 	Stack      string

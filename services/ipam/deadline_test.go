@@ -1,6 +1,8 @@
 package ipam
 
 import (
+	"context"
+	"errors"
 	"strings"
 	"testing"
 	"time"
@@ -8,6 +10,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/protobuf/testing/protocmp"
 
+	"fulmar/bus"
+	"fulmar/bus/bustest"
 	"fulmar/messages"
 	fulmarv1 "fulmar/messages/fulmar/v1"
 )
@@ -57,6 +61,23 @@ func TestACrashBetweenExpiryAndFailed(t *testing.T) {
 	w.start(calm())
 	w.wantFailed(7, messages.Leased)
 	w.wantChain("web", 7, messages.Built, messages.Failed)
+}
+
+func TestADeadlineThatPassesNamesTheLastErrorOfTheTries(t *testing.T) {
+	w := newWorld(t, lan())
+	vmm := bustest.Open(t, w.server, bus.Options{Service: "vmm"})
+	w.background(func(ctx context.Context) error {
+		return vmm.Run(ctx, bus.Step{Name: "start", Hears: []messages.Verb{messages.Leased}, Handle: func(context.Context, *fulmarv1.Event) (messages.Verb, error) {
+			return "", errors.New("start web.a.7:\nthe host is busy \xff")
+		}})
+	})
+	w.start(calm())
+	e := w.accepted("web", 7, time.Second, unit("a", "i1"))
+	w.say(e, messages.Built)
+	e = w.await(7, messages.Failed)
+	if want := "while it waited for started: vmm: start web.a.7: the host is busy \uFFFD"; !strings.HasSuffix(e.GetReason(), want) {
+		t.Errorf("the reason is %q, want one that ends in %q", e.GetReason(), want)
+	}
 }
 
 // TestOneThatWasNeverAcceptedFailsAsWell is a builder that died between head and publish, for good.

@@ -38,6 +38,7 @@ type Service struct {
 	leases *bus.View[*fulmarv1.Lease]
 	heads  *bus.View[*fulmarv1.Head]
 	hosts  *bus.View[*fulmarv1.Host]
+	tries  *bus.Tries
 	now    func() time.Time
 
 	claims *prometheus.CounterVec
@@ -46,7 +47,7 @@ type Service struct {
 // New makes ipam.
 func New(b *bus.Bus, c Config, r prometheus.Registerer) *Service {
 	s := &Service{
-		bus: b, config: c, leases: b.Leases.View(), heads: b.Heads.View(), hosts: b.Hosts.View(), now: time.Now,
+		bus: b, config: c, leases: b.Leases.View(), heads: b.Heads.View(), hosts: b.Hosts.View(), tries: b.Tries(), now: time.Now,
 		claims: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "fulmar_ipam_claims_total", Help: "Claims of an address by their end: claimed, lost to a replica, full.",
 		}, []string{"result"}),
@@ -61,6 +62,7 @@ func (s *Service) Run(ctx context.Context) error {
 	g.Go(func() error { return s.leases.Run(ctx) })
 	g.Go(func() error { return s.heads.Run(ctx) })
 	g.Go(func() error { return s.hosts.Run(ctx) })
+	g.Go(func() error { return s.tries.Run(ctx) })
 	g.Go(func() error {
 		return s.bus.Run(ctx, bus.Step{Name: "ipam-lease", Hears: []messages.Verb{messages.Built}, Handle: s.lease})
 	})

@@ -125,15 +125,19 @@ func RestUntil(now, deadline time.Time, rest time.Duration) time.Time {
 	return now.Add(rest)
 }
 
-// waited is the reason of a deployment whose deadline passed after its last event, which is nil if there is none.
-func waited(last *fulmarv1.Event, deadline time.Time) string {
+// waited is the reason of a deployment whose deadline passed after its last event, which is nil if there is none. Try is
+// how the last try of the step that it waited for ended, if that is known.
+func waited(last *fulmarv1.Event, deadline time.Time, try string) string {
 	step := messages.Verb(last.GetVerb()).Awaited()
 	if step == "" {
 		step = messages.Accepted
 	}
-	requested := last.GetDeployment().GetRequested()
-	if requested == nil {
-		return fmt.Sprintf("the deadline passed while it waited for %s", step)
+	reason := fmt.Sprintf("the deadline passed while it waited for %s", step)
+	if requested := last.GetDeployment().GetRequested(); requested != nil {
+		reason = fmt.Sprintf("the deadline passed %s after the request while it waited for %s", deadline.Sub(requested.AsTime()).Round(time.Millisecond), step)
 	}
-	return fmt.Sprintf("the deadline passed %s after the request while it waited for %s", deadline.Sub(requested.AsTime()).Round(time.Millisecond), step)
+	if try != "" {
+		reason += ": " + try
+	}
+	return reason
 }

@@ -204,13 +204,15 @@ func TestWaited(t *testing.T) {
 	}
 	for name, c := range map[string]struct {
 		last *fulmarv1.Event
+		try  string
 		want string
 	}{
-		"the step that did not come is named":           {at(messages.Started, now.Add(-time.Minute)), "the deadline passed 1m0s after the request while it waited for healthy"},
-		"one that was never accepted waited for that":   {nil, "the deadline passed while it waited for accepted"},
-		"an event without the time of the request will": {at(messages.Built, time.Time{}), "the deadline passed while it waited for leased"},
+		"the step that did not come is named":           {at(messages.Started, now.Add(-time.Minute)), "", "the deadline passed 1m0s after the request while it waited for healthy"},
+		"one that was never accepted waited for that":   {nil, "", "the deadline passed while it waited for accepted"},
+		"an event without the time of the request will": {at(messages.Built, time.Time{}), "", "the deadline passed while it waited for leased"},
+		"the last try says why":                         {at(messages.Leased, now.Add(-time.Second)), "vmm: no memory", "the deadline passed 1s after the request while it waited for started: vmm: no memory"},
 	} {
-		if got := waited(c.last, now); got != c.want {
+		if got := waited(c.last, now, c.try); got != c.want {
 			t.Errorf("%s: got %q, want %q", name, got, c.want)
 		}
 	}

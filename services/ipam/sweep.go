@@ -47,7 +47,7 @@ func (s *Service) keepDeadlines(ctx context.Context) error {
 	}
 }
 
-// expire condemns a deployment whose deadline is past; failed names the step it waited for. It can run again at any
+// expire condemns a deployment whose deadline is past; failed names the step it waited for, and why that did not come. It can run again at any
 // point: what is condemned already is only said.
 func (s *Service) expire(ctx context.Context, stack string, generation uint64) error {
 	last, _, err := s.bus.Last(ctx, stack, generation)
@@ -55,7 +55,7 @@ func (s *Service) expire(ctx context.Context, stack string, generation uint64) e
 		return err
 	}
 	head, err := s.bus.Heads.Edit(ctx, stack, func(h *fulmarv1.Head) (*fulmarv1.Head, error) {
-		reason := waited(last, messages.Find(h, generation).GetDeadline().AsTime())
+		reason := waited(last, messages.Find(h, generation).GetDeadline().AsTime(), s.tries.Last(stack, generation, messages.Verb(last.GetVerb())))
 		return messages.Expire(h, generation, s.now(), reason)
 	})
 	if errors.Is(err, messages.ErrEarly) || errors.Is(err, messages.ErrGone) {
@@ -108,6 +108,10 @@ func (s *Service) sweepLoop(ctx context.Context) error {
 		if err := s.sweep(ctx); err != nil && ctx.Err() == nil {
 			s.bus.Log.Warn("sweep ended early", "err", err)
 		}
+		heads := s.heads.All()
+		s.tries.Forget(func(stack string, generation uint64) bool {
+			return messages.Find(heads[stack], generation).GetState() == fulmarv1.State_STATE_UNDERWAY
+		})
 		select {
 		case <-ctx.Done():
 			return nil
