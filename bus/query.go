@@ -67,7 +67,9 @@ func answer(ctx context.Context, e Endpoint, r micro.Request) {
 		_ = r.Error("500", err.Error(), nil)
 		return
 	}
-	_ = r.Respond(body)
+	if err := r.Respond(body); errors.Is(err, nats.ErrMaxPayload) {
+		_ = r.Error("500", fmt.Sprintf("the answer has %d bytes, more than the bus takes: ask for less", len(body)), nil)
+	}
 }
 
 // Console asks the vmm of a host for the last lines of an instance's console.
@@ -78,6 +80,15 @@ func (b *Bus) Console(ctx context.Context, host, instance string, lines int) ([]
 		return nil, fmt.Errorf("console of %s on host %s: %w", instance, host, err)
 	}
 	return reply.GetLines(), nil
+}
+
+// Stats asks the vmm of a host what its instances used.
+func (b *Bus) Stats(ctx context.Context, host string, request *fulmarv1.StatsRequest) ([]*fulmarv1.Stats, error) {
+	reply := &fulmarv1.StatsReply{}
+	if err := b.ask(ctx, messages.StatsQuery(host), request, reply); err != nil {
+		return nil, fmt.Errorf("statistics of host %s: %w", host, err)
+	}
+	return reply.GetSamples(), nil
 }
 
 // Sweep asks the gc of a host to sweep, or only to say what it would do.

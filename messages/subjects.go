@@ -206,3 +206,9 @@ func SweepQuery(host string) string { return "fulmar.query." + host + ".sweep" }
 func BuildLogSubject(stack string, generation uint64) string {
 	return "fulmar.log.build." + stack + "." + strconv.FormatUint(generation, 10)
 }
+
+// StatsSubject carries what an instance uses, live and not kept: fulmar.stats.<host>.<instance>.
+func StatsSubject(host, instance string) string { return "fulmar.stats." + host + "." + instance }
+
+// StatsQuery is the micro endpoint that answers a StatsRequest: fulmar.query.<host>.stats.
+func StatsQuery(host string) string { return "fulmar.query." + host + ".stats" }

@@ -335,6 +335,436 @@ func (x *SweepItem) GetReason() string {
 	return ""
 }
 
+// StatsRequest asks the vmm of a host what its instances used in the last ten minutes.
+// Micro endpoint fulmar.query.<host>.stats; protobuf or JSON, and the answer likewise.
+type StatsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Only this instance: web.web.42. Empty: all.
+	Instance string `protobuf:"bytes,1,opt,name=instance,proto3" json:"instance,omitempty"`
+	// Only the instances of this stack. Empty: all.
+	Stack string `protobuf:"bytes,2,opt,name=stack,proto3" json:"stack,omitempty"`
+	// Only samples since then. Unset: as far back as they go.
+	Since *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=since,proto3" json:"since,omitempty"`
+	// The last samples of each instance at most. Default 1, or all if since is set.
+	Samples       uint32 `protobuf:"varint,4,opt,name=samples,proto3" json:"samples,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StatsRequest) Reset() {
+	*x = StatsRequest{}
+	mi := &file_fulmar_v1_query_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StatsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StatsRequest) ProtoMessage() {}
+
+func (x *StatsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_fulmar_v1_query_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StatsRequest.ProtoReflect.Descriptor instead.
+func (*StatsRequest) Descriptor() ([]byte, []int) {
+	return file_fulmar_v1_query_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *StatsRequest) GetInstance() string {
+	if x != nil {
+		return x.Instance
+	}
+	return ""
+}
+
+func (x *StatsRequest) GetStack() string {
+	if x != nil {
+		return x.Stack
+	}
+	return ""
+}
+
+func (x *StatsRequest) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *StatsRequest) GetSamples() uint32 {
+	if x != nil {
+		return x.Samples
+	}
+	return 0
+}
+
+// StatsReply answers a StatsRequest.
+type StatsReply struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The samples, by instance and then oldest first. An instance that is gone has some for ten minutes more.
+	Samples       []*Stats `protobuf:"bytes,1,rep,name=samples,proto3" json:"samples,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StatsReply) Reset() {
+	*x = StatsReply{}
+	mi := &file_fulmar_v1_query_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StatsReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StatsReply) ProtoMessage() {}
+
+func (x *StatsReply) ProtoReflect() protoreflect.Message {
+	mi := &file_fulmar_v1_query_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StatsReply.ProtoReflect.Descriptor instead.
+func (*StatsReply) Descriptor() ([]byte, []int) {
+	return file_fulmar_v1_query_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *StatsReply) GetSamples() []*Stats {
+	if x != nil {
+		return x.Samples
+	}
+	return nil
+}
+
+// Stats is one sample of what an instance has used since its process was started. Subject fulmar.stats.<host>.<instance>,
+// sent by vmm whenever the daemon tells it, every 10 seconds as a rule; not kept. What a daemon does not tell is 0.
+type Stats struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The host.
+	Host string `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
+	// The instance: web.web.42.
+	Instance string `protobuf:"bytes,2,opt,name=instance,proto3" json:"instance,omitempty"`
+	// When vmm heard it. The daemon may have measured it some seconds before.
+	Time *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=time,proto3" json:"time,omitempty"`
+	// When the process was started; unset if the daemon does not tell.
+	Started *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=started,proto3" json:"started,omitempty"`
+	// CPU time of the unikernel itself, in microseconds.
+	UserCpuMicroseconds uint64 `protobuf:"varint,5,opt,name=user_cpu_microseconds,json=userCpuMicroseconds,proto3" json:"user_cpu_microseconds,omitempty"`
+	// CPU time of the kernel for it, in microseconds.
+	SystemCpuMicroseconds uint64 `protobuf:"varint,6,opt,name=system_cpu_microseconds,json=systemCpuMicroseconds,proto3" json:"system_cpu_microseconds,omitempty"`
+	// Memory that it occupies now, in bytes.
+	ResidentBytes uint64 `protobuf:"varint,7,opt,name=resident_bytes,json=residentBytes,proto3" json:"resident_bytes,omitempty"`
+	// The most that it has occupied, in bytes. A real albatrossd on Linux tells what it occupies now.
+	ResidentPeakBytes uint64 `protobuf:"varint,8,opt,name=resident_peak_bytes,json=residentPeakBytes,proto3" json:"resident_peak_bytes,omitempty"`
+	// Its address space, in bytes.
+	VirtualBytes uint64 `protobuf:"varint,9,opt,name=virtual_bytes,json=virtualBytes,proto3" json:"virtual_bytes,omitempty"`
+	// Page faults that needed no disk.
+	MinorFaults uint64 `protobuf:"varint,10,opt,name=minor_faults,json=minorFaults,proto3" json:"minor_faults,omitempty"`
+	// Page faults that needed one.
+	MajorFaults uint64 `protobuf:"varint,11,opt,name=major_faults,json=majorFaults,proto3" json:"major_faults,omitempty"`
+	// Context switches because it waited.
+	VoluntarySwitches uint64 `protobuf:"varint,12,opt,name=voluntary_switches,json=voluntarySwitches,proto3" json:"voluntary_switches,omitempty"`
+	// Context switches because its time was up.
+	InvoluntarySwitches uint64 `protobuf:"varint,13,opt,name=involuntary_switches,json=involuntarySwitches,proto3" json:"involuntary_switches,omitempty"`
+	// Read from disks, in bytes.
+	ReadBytes uint64 `protobuf:"varint,14,opt,name=read_bytes,json=readBytes,proto3" json:"read_bytes,omitempty"`
+	// Written to disks, in bytes.
+	WrittenBytes uint64 `protobuf:"varint,15,opt,name=written_bytes,json=writtenBytes,proto3" json:"written_bytes,omitempty"`
+	// Its network devices.
+	Interfaces []*InterfaceStats `protobuf:"bytes,16,rep,name=interfaces,proto3" json:"interfaces,omitempty"`
+	// Counters of the hypervisor, as it names them. Only FreeBSD's bhyve tells some.
+	Hypervisor    map[string]int64 `protobuf:"bytes,17,rep,name=hypervisor,proto3" json:"hypervisor,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Stats) Reset() {
+	*x = Stats{}
+	mi := &file_fulmar_v1_query_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Stats) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Stats) ProtoMessage() {}
+
+func (x *Stats) ProtoReflect() protoreflect.Message {
+	mi := &file_fulmar_v1_query_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Stats.ProtoReflect.Descriptor instead.
+func (*Stats) Descriptor() ([]byte, []int) {
+	return file_fulmar_v1_query_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Stats) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *Stats) GetInstance() string {
+	if x != nil {
+		return x.Instance
+	}
+	return ""
+}
+
+func (x *Stats) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
+func (x *Stats) GetStarted() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Started
+	}
+	return nil
+}
+
+func (x *Stats) GetUserCpuMicroseconds() uint64 {
+	if x != nil {
+		return x.UserCpuMicroseconds
+	}
+	return 0
+}
+
+func (x *Stats) GetSystemCpuMicroseconds() uint64 {
+	if x != nil {
+		return x.SystemCpuMicroseconds
+	}
+	return 0
+}
+
+func (x *Stats) GetResidentBytes() uint64 {
+	if x != nil {
+		return x.ResidentBytes
+	}
+	return 0
+}
+
+func (x *Stats) GetResidentPeakBytes() uint64 {
+	if x != nil {
+		return x.ResidentPeakBytes
+	}
+	return 0
+}
+
+func (x *Stats) GetVirtualBytes() uint64 {
+	if x != nil {
+		return x.VirtualBytes
+	}
+	return 0
+}
+
+func (x *Stats) GetMinorFaults() uint64 {
+	if x != nil {
+		return x.MinorFaults
+	}
+	return 0
+}
+
+func (x *Stats) GetMajorFaults() uint64 {
+	if x != nil {
+		return x.MajorFaults
+	}
+	return 0
+}
+
+func (x *Stats) GetVoluntarySwitches() uint64 {
+	if x != nil {
+		return x.VoluntarySwitches
+	}
+	return 0
+}
+
+func (x *Stats) GetInvoluntarySwitches() uint64 {
+	if x != nil {
+		return x.InvoluntarySwitches
+	}
+	return 0
+}
+
+func (x *Stats) GetReadBytes() uint64 {
+	if x != nil {
+		return x.ReadBytes
+	}
+	return 0
+}
+
+func (x *Stats) GetWrittenBytes() uint64 {
+	if x != nil {
+		return x.WrittenBytes
+	}
+	return 0
+}
+
+func (x *Stats) GetInterfaces() []*InterfaceStats {
+	if x != nil {
+		return x.Interfaces
+	}
+	return nil
+}
+
+func (x *Stats) GetHypervisor() map[string]int64 {
+	if x != nil {
+		return x.Hypervisor
+	}
+	return nil
+}
+
+// InterfaceStats is what went through a network device of an instance, as the unikernel sees it: what it receives, its tap
+// on the host has sent.
+type InterfaceStats struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The device: its name in the unikernel, or from a real albatrossd the bridge.
+	Device string `protobuf:"bytes,1,opt,name=device,proto3" json:"device,omitempty"`
+	// Received bytes.
+	ReceiveBytes uint64 `protobuf:"varint,2,opt,name=receive_bytes,json=receiveBytes,proto3" json:"receive_bytes,omitempty"`
+	// Received packets.
+	ReceivePackets uint64 `protobuf:"varint,3,opt,name=receive_packets,json=receivePackets,proto3" json:"receive_packets,omitempty"`
+	// Packets for it that were faulty.
+	ReceiveErrors uint64 `protobuf:"varint,4,opt,name=receive_errors,json=receiveErrors,proto3" json:"receive_errors,omitempty"`
+	// Packets for it that were dropped, because it did not read them in time.
+	ReceiveDropped uint64 `protobuf:"varint,5,opt,name=receive_dropped,json=receiveDropped,proto3" json:"receive_dropped,omitempty"`
+	// Sent bytes.
+	TransmitBytes uint64 `protobuf:"varint,6,opt,name=transmit_bytes,json=transmitBytes,proto3" json:"transmit_bytes,omitempty"`
+	// Sent packets.
+	TransmitPackets uint64 `protobuf:"varint,7,opt,name=transmit_packets,json=transmitPackets,proto3" json:"transmit_packets,omitempty"`
+	// Packets from it that were faulty.
+	TransmitErrors uint64 `protobuf:"varint,8,opt,name=transmit_errors,json=transmitErrors,proto3" json:"transmit_errors,omitempty"`
+	// Packets from it that were dropped.
+	TransmitDropped uint64 `protobuf:"varint,9,opt,name=transmit_dropped,json=transmitDropped,proto3" json:"transmit_dropped,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *InterfaceStats) Reset() {
+	*x = InterfaceStats{}
+	mi := &file_fulmar_v1_query_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *InterfaceStats) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*InterfaceStats) ProtoMessage() {}
+
+func (x *InterfaceStats) ProtoReflect() protoreflect.Message {
+	mi := &file_fulmar_v1_query_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use InterfaceStats.ProtoReflect.Descriptor instead.
+func (*InterfaceStats) Descriptor() ([]byte, []int) {
+	return file_fulmar_v1_query_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *InterfaceStats) GetDevice() string {
+	if x != nil {
+		return x.Device
+	}
+	return ""
+}
+
+func (x *InterfaceStats) GetReceiveBytes() uint64 {
+	if x != nil {
+		return x.ReceiveBytes
+	}
+	return 0
+}
+
+func (x *InterfaceStats) GetReceivePackets() uint64 {
+	if x != nil {
+		return x.ReceivePackets
+	}
+	return 0
+}
+
+func (x *InterfaceStats) GetReceiveErrors() uint64 {
+	if x != nil {
+		return x.ReceiveErrors
+	}
+	return 0
+}
+
+func (x *InterfaceStats) GetReceiveDropped() uint64 {
+	if x != nil {
+		return x.ReceiveDropped
+	}
+	return 0
+}
+
+func (x *InterfaceStats) GetTransmitBytes() uint64 {
+	if x != nil {
+		return x.TransmitBytes
+	}
+	return 0
+}
+
+func (x *InterfaceStats) GetTransmitPackets() uint64 {
+	if x != nil {
+		return x.TransmitPackets
+	}
+	return 0
+}
+
+func (x *InterfaceStats) GetTransmitErrors() uint64 {
+	if x != nil {
+		return x.TransmitErrors
+	}
+	return 0
+}
+
+func (x *InterfaceStats) GetTransmitDropped() uint64 {
+	if x != nil {
+		return x.TransmitDropped
+	}
+	return 0
+}
+
 var File_fulmar_v1_query_proto protoreflect.FileDescriptor
 
 const file_fulmar_v1_query_proto_rawDesc = "" +
@@ -356,7 +786,52 @@ const file_fulmar_v1_query_proto_rawDesc = "" +
 	"\tSweepItem\x12\x18\n" +
 	"\asubject\x18\x01 \x01(\tR\asubject\x12\x16\n" +
 	"\x06action\x18\x02 \x01(\tR\x06action\x12\x16\n" +
-	"\x06reason\x18\x03 \x01(\tR\x06reasonB$Z\"fulmar/messages/fulmar/v1;fulmarv1b\x06proto3"
+	"\x06reason\x18\x03 \x01(\tR\x06reason\"\x8c\x01\n" +
+	"\fStatsRequest\x12\x1a\n" +
+	"\binstance\x18\x01 \x01(\tR\binstance\x12\x14\n" +
+	"\x05stack\x18\x02 \x01(\tR\x05stack\x120\n" +
+	"\x05since\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x18\n" +
+	"\asamples\x18\x04 \x01(\rR\asamples\"8\n" +
+	"\n" +
+	"StatsReply\x12*\n" +
+	"\asamples\x18\x01 \x03(\v2\x10.fulmar.v1.StatsR\asamples\"\xad\x06\n" +
+	"\x05Stats\x12\x12\n" +
+	"\x04host\x18\x01 \x01(\tR\x04host\x12\x1a\n" +
+	"\binstance\x18\x02 \x01(\tR\binstance\x12.\n" +
+	"\x04time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x124\n" +
+	"\astarted\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\astarted\x122\n" +
+	"\x15user_cpu_microseconds\x18\x05 \x01(\x04R\x13userCpuMicroseconds\x126\n" +
+	"\x17system_cpu_microseconds\x18\x06 \x01(\x04R\x15systemCpuMicroseconds\x12%\n" +
+	"\x0eresident_bytes\x18\a \x01(\x04R\rresidentBytes\x12.\n" +
+	"\x13resident_peak_bytes\x18\b \x01(\x04R\x11residentPeakBytes\x12#\n" +
+	"\rvirtual_bytes\x18\t \x01(\x04R\fvirtualBytes\x12!\n" +
+	"\fminor_faults\x18\n" +
+	" \x01(\x04R\vminorFaults\x12!\n" +
+	"\fmajor_faults\x18\v \x01(\x04R\vmajorFaults\x12-\n" +
+	"\x12voluntary_switches\x18\f \x01(\x04R\x11voluntarySwitches\x121\n" +
+	"\x14involuntary_switches\x18\r \x01(\x04R\x13involuntarySwitches\x12\x1d\n" +
+	"\n" +
+	"read_bytes\x18\x0e \x01(\x04R\treadBytes\x12#\n" +
+	"\rwritten_bytes\x18\x0f \x01(\x04R\fwrittenBytes\x129\n" +
+	"\n" +
+	"interfaces\x18\x10 \x03(\v2\x19.fulmar.v1.InterfaceStatsR\n" +
+	"interfaces\x12@\n" +
+	"\n" +
+	"hypervisor\x18\x11 \x03(\v2 .fulmar.v1.Stats.HypervisorEntryR\n" +
+	"hypervisor\x1a=\n" +
+	"\x0fHypervisorEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"\xec\x02\n" +
+	"\x0eInterfaceStats\x12\x16\n" +
+	"\x06device\x18\x01 \x01(\tR\x06device\x12#\n" +
+	"\rreceive_bytes\x18\x02 \x01(\x04R\freceiveBytes\x12'\n" +
+	"\x0freceive_packets\x18\x03 \x01(\x04R\x0ereceivePackets\x12%\n" +
+	"\x0ereceive_errors\x18\x04 \x01(\x04R\rreceiveErrors\x12'\n" +
+	"\x0freceive_dropped\x18\x05 \x01(\x04R\x0ereceiveDropped\x12%\n" +
+	"\x0etransmit_bytes\x18\x06 \x01(\x04R\rtransmitBytes\x12)\n" +
+	"\x10transmit_packets\x18\a \x01(\x04R\x0ftransmitPackets\x12'\n" +
+	"\x0ftransmit_errors\x18\b \x01(\x04R\x0etransmitErrors\x12)\n" +
+	"\x10transmit_dropped\x18\t \x01(\x04R\x0ftransmitDroppedB$Z\"fulmar/messages/fulmar/v1;fulmarv1b\x06proto3"
 
 var (
 	file_fulmar_v1_query_proto_rawDescOnce sync.Once
@@ -370,7 +845,7 @@ func file_fulmar_v1_query_proto_rawDescGZIP() []byte {
 	return file_fulmar_v1_query_proto_rawDescData
 }
 
-var file_fulmar_v1_query_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
+var file_fulmar_v1_query_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
 var file_fulmar_v1_query_proto_goTypes = []any{
 	(*ConsoleRequest)(nil),        // 0: fulmar.v1.ConsoleRequest
 	(*ConsoleReply)(nil),          // 1: fulmar.v1.ConsoleReply
@@ -378,17 +853,28 @@ var file_fulmar_v1_query_proto_goTypes = []any{
 	(*SweepRequest)(nil),          // 3: fulmar.v1.SweepRequest
 	(*SweepReply)(nil),            // 4: fulmar.v1.SweepReply
 	(*SweepItem)(nil),             // 5: fulmar.v1.SweepItem
-	(*timestamppb.Timestamp)(nil), // 6: google.protobuf.Timestamp
+	(*StatsRequest)(nil),          // 6: fulmar.v1.StatsRequest
+	(*StatsReply)(nil),            // 7: fulmar.v1.StatsReply
+	(*Stats)(nil),                 // 8: fulmar.v1.Stats
+	(*InterfaceStats)(nil),        // 9: fulmar.v1.InterfaceStats
+	nil,                           // 10: fulmar.v1.Stats.HypervisorEntry
+	(*timestamppb.Timestamp)(nil), // 11: google.protobuf.Timestamp
 }
 var file_fulmar_v1_query_proto_depIdxs = []int32{
-	2, // 0: fulmar.v1.ConsoleReply.lines:type_name -> fulmar.v1.ConsoleLine
-	6, // 1: fulmar.v1.ConsoleLine.time:type_name -> google.protobuf.Timestamp
-	5, // 2: fulmar.v1.SweepReply.items:type_name -> fulmar.v1.SweepItem
-	3, // [3:3] is the sub-list for method output_type
-	3, // [3:3] is the sub-list for method input_type
-	3, // [3:3] is the sub-list for extension type_name
-	3, // [3:3] is the sub-list for extension extendee
-	0, // [0:3] is the sub-list for field type_name
+	2,  // 0: fulmar.v1.ConsoleReply.lines:type_name -> fulmar.v1.ConsoleLine
+	11, // 1: fulmar.v1.ConsoleLine.time:type_name -> google.protobuf.Timestamp
+	5,  // 2: fulmar.v1.SweepReply.items:type_name -> fulmar.v1.SweepItem
+	11, // 3: fulmar.v1.StatsRequest.since:type_name -> google.protobuf.Timestamp
+	8,  // 4: fulmar.v1.StatsReply.samples:type_name -> fulmar.v1.Stats
+	11, // 5: fulmar.v1.Stats.time:type_name -> google.protobuf.Timestamp
+	11, // 6: fulmar.v1.Stats.started:type_name -> google.protobuf.Timestamp
+	9,  // 7: fulmar.v1.Stats.interfaces:type_name -> fulmar.v1.InterfaceStats
+	10, // 8: fulmar.v1.Stats.hypervisor:type_name -> fulmar.v1.Stats.HypervisorEntry
+	9,  // [9:9] is the sub-list for method output_type
+	9,  // [9:9] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_fulmar_v1_query_proto_init() }
@@ -402,7 +888,7 @@ func file_fulmar_v1_query_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_fulmar_v1_query_proto_rawDesc), len(file_fulmar_v1_query_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   6,
+			NumMessages:   11,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
