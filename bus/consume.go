@@ -23,6 +23,7 @@ const (
 	firstDelay  = 10 * time.Millisecond
 	reopenDelay = time.Second
 	lateDelay   = time.Second
+	pullExpiry  = 5 * time.Second // a pull request that is lost, on its way or in a busy server, is made again after it
 )
 
 // RetryDelay is the time before delivery n+1 of a message whose delivery n ended in an error: 10 ms, doubled each
@@ -80,7 +81,7 @@ func (b *Bus) consumeOnce(ctx context.Context, c consumer) error {
 	if err != nil {
 		return fmt.Errorf("open consumer %s: %w", c.name, err)
 	}
-	it, err := cons.Messages(jetstream.PullMaxMessages(min(parallel, c.pending)))
+	it, err := cons.Messages(jetstream.PullMaxMessages(min(parallel, c.pending)), jetstream.PullExpiry(pullExpiry))
 	if err != nil {
 		return fmt.Errorf("open consumer %s: %w", c.name, err)
 	}
