@@ -22,6 +22,11 @@ help: ## list the targets
 .PHONY: build
 build: ## build every command into bin/
 	CGO_ENABLED=0 go build -trimpath -o bin/ ./cmd/...
+	@if overlay=$$(cmd/fulmar-tls/overlay); then \
+		CGO_ENABLED=0 go build -trimpath -overlay "$$overlay" -o bin/ ./cmd/fulmar-tls; \
+	else \
+		echo "bin/fulmar-tls reads certificates of up to 256 KB only: not those in which albatross's own client puts a larger image" >&2; \
+	fi
 
 .PHONY: install
 install: build ## install commands, systemd units and the group of the host's sockets below DESTDIR

@@ -79,12 +79,55 @@ func TestEveryServiceHasAUnitAndAContainer(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, service := range []string{"builder", "ipam", "vmm", "monitor", "nat", "gc"} {
+	for _, service := range []string{"builder", "ipam", "vmm", "monitor", "nat", "gc", "tls"} {
 		if _, err := os.Stat("systemd/fulmar-" + service + ".service"); err != nil {
 			t.Error(err)
 		}
 		if !strings.Contains(string(compose), "\n  "+service+":\n") {
 			t.Errorf("the compose file has no service %s", service)
+		}
+	}
+}
+
+// TestTheEndpointHasNoRights looks at the one service that strangers can reach: it must have nothing but its sockets.
+func TestTheEndpointHasNoRights(t *testing.T) {
+	text, err := os.ReadFile("systemd/fulmar-tls.service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{
+		"DynamicUser=yes", "CapabilityBoundingSet=", "PrivateNetwork=yes", "PrivateDevices=yes", "RestrictAddressFamilies=AF_UNIX",
+		"NoNewPrivileges=yes", "ProtectSystem=strict", "MemoryDenyWriteExecute=yes", "SystemCallFilter=@system-service", "SupplementaryGroups=fulmar",
+	} {
+		if !strings.Contains(string(text), "\n"+want+"\n") {
+			t.Errorf("its unit does not say %s", want)
+		}
+	}
+	for _, file := range []string{"server.pem", "server.key", "cacert.pem"} { // the user of the service cannot read them itself
+		if !strings.Contains(string(text), "\nLoadCredential="+file+":/etc/fulmar/tls/"+file+"\n") || !strings.Contains(string(text), "=%d/"+file) {
+			t.Errorf("its unit does not hand %s over", file)
+		}
+	}
+}
+
+// TestUnitsAreConfined has systemd judge how far each unit is confined, from 0 to 10: 5 is what it calls medium.
+func TestUnitsAreConfined(t *testing.T) {
+	for _, name := range units(t) {
+		most, ok := map[string]string{"fulmar-host.service": "60", "fulmar-nat.service": "30", "fulmar-gc.service": "30"}[name]
+		if !ok {
+			most = "20"
+		}
+		if !strings.HasSuffix(name, ".service") {
+			continue
+		}
+		path, err := filepath.Abs(filepath.Join("systemd", name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		out, err := exec.Command("systemd-analyze", "security", "--no-pager", "--offline=true", "--threshold="+most, path).CombinedOutput()
+		if err != nil {
+			lines := strings.Split(strings.TrimSpace(string(out)), "\n")
+			t.Errorf("%s: more than %s tenths: %v: %s", name, most, err, lines[len(lines)-1])
 		}
 	}
 }

@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"context"
-	"crypto"
 	"crypto/rand"
 	"crypto/x509"
 	"errors"
@@ -13,8 +12,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -29,138 +26,6 @@ import (
 
 func TestMain(m *testing.M) {
 	hosttest.Main(func() { goleak.VerifyTestMain(m) })
-}
-
-// world is a root CA, and a directory with what an endpoint needs.
-type world struct {
-	t    *testing.T
-	dir  string
-	root *remote.Authority
-	pool *x509.CertPool
-}
-
-func newWorld(t *testing.T) *world {
-	t.Helper()
-	hosttest.NeedRoot(t)
-	if err := exec.Command("ip", "link", "set", "lo", "up").Run(); err != nil { // in the test's own namespace
-		t.Fatal(err)
-	}
-	dir, err := os.MkdirTemp("", "tls") // short: the path of a socket has at most 107 bytes
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	w := &world{t: t, dir: dir, pool: x509.NewCertPool()}
-	if w.root, err = remote.NewRoot("ca", w.key(), time.Now(), time.Hour); err != nil {
-		t.Fatal(err)
-	}
-	w.pool.AddCert(w.root.Chain[0])
-	key, err := remote.NewKey("ed25519")
-	if err != nil {
-		t.Fatal(err)
-	}
-	server, err := w.root.Server("server", key.Public(), time.Now(), time.Hour)
-	if err != nil {
-		t.Fatal(err)
-	}
-	text, err := remote.EncodeKey(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	w.write("server.key", text)
-	w.write("server.pem", remote.EncodeCertificates(server))
-	w.write("cacert.pem", remote.EncodeCertificates(w.root.Chain...))
-	return w
-}
-
-func (w *world) key() crypto.Signer {
-	w.t.Helper()
-	key, err := remote.NewKey("ed25519")
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	return key
-}
-
-func (w *world) write(name string, text []byte) {
-	w.t.Helper()
-	if err := os.WriteFile(filepath.Join(w.dir, name), text, 0o600); err != nil {
-		w.t.Fatal(err)
-	}
-}
-
-// env is the environment of an endpoint's process.
-func (w *world) env(more ...string) []string {
-	return append(os.Environ(), append([]string{
-		"TLS_CERT=" + w.dir + "/server.pem", "TLS_KEY=" + w.dir + "/server.key", "TLS_CA=" + w.dir + "/cacert.pem", "TLS_RUN_DIR=" + w.dir + "/run",
-	}, more...)...)
-}
-
-// build builds the program.
-func (w *world) build(args ...string) string {
-	w.t.Helper()
-	program := filepath.Join(w.dir, "program")
-	if out, err := exec.Command("go", append(append([]string{"build", "-o", program}, args...), ".")...).CombinedOutput(); err != nil {
-		w.t.Fatalf("build: %v\n%s", err, out)
-	}
-	return program
-}
-
-// start runs a program that listens on an inherited socket, until SIGTERM at the test's end, after which it must exit with 0.
-func (w *world) start(program string) (addr string) {
-	w.t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	f, err := l.(*net.TCPListener).File()
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	defer func() { _ = errors.Join(f.Close(), l.Close()) }()
-	var log bytes.Buffer
-	cmd := exec.Command("sh", "-c", `LISTEN_PID=$$ LISTEN_FDS=1 exec "$0"`, program)
-	cmd.Env, cmd.ExtraFiles, cmd.Stderr = w.env(), []*os.File{f}, &log
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := cmd.Start(); err != nil {
-		w.t.Fatal(err)
-	}
-	w.t.Cleanup(func() {
-		if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
-			w.t.Error(err)
-		}
-		if err := cmd.Wait(); err != nil {
-			w.t.Errorf("after SIGTERM: %v\n%s", err, log.String())
-		}
-	})
-	return l.Addr().String()
-}
-
-// daemon answers creates with the size of their image, and all else with nothing.
-func (w *world) daemon() {
-	w.t.Helper()
-	if err := os.MkdirAll(filepath.Join(w.dir, "run/util"), 0o700); err != nil {
-		w.t.Fatal(err)
-	}
-	l, err := net.Listen("unix", filepath.Join(w.dir, "run", albatross.VMMDSocket))
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	var group sync.WaitGroup
-	group.Go(func() {
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			h, m, err := albatross.ReadRequest(conn, 32<<20)
-			if create, ok := m.(albatross.UnikernelCreate); err == nil && ok {
-				_ = albatross.WriteReply(conn, h, albatross.Image{Image: create.Config.Image[:10]})
-			}
-			_ = conn.Close()
-		}
-	})
-	w.t.Cleanup(func() { _ = l.Close(); group.Wait() })
 }
 
 // TestCertificatesMayHoldImages sends a create as albatross's own clients do: with the image in the certificate.
@@ -296,6 +161,9 @@ func TestUnikernelsAreManagedFromAfar(t *testing.T) {
 		}
 	})
 	<-svc.Ready()
+	for _, socket := range []string{albatross.VMMDSocket, albatross.ConsoleSocket, albatross.StatsSocket} {
+		w.open(socket)
+	}
 	endpoint := &remote.Endpoint{Address: w.start(w.build()), Roots: w.pool, CA: w.plainCA()}
 	ctx, stop := context.WithTimeout(t.Context(), 60*time.Second)
 	defer stop()

@@ -32,6 +32,7 @@ type config struct {
 	MaxImage   int           `env:"HOST_MAX_IMAGE" default:"256" help:"Largest image and request, in MB."`
 	RootPolicy bool          `env:"HOST_ROOT_POLICY" help:"Let all unikernels together use no more than this machine has, and only bridges that there are at start."`
 	StatsEvery time.Duration `env:"HOST_STATS_EVERY" default:"10s" help:"Time between two statistics of a unikernel."`
+	Tender     string        `env:"HOST_TENDER" placeholder:"FILE" help:"Program that looks after a virtual machine; every user must be allowed to run it. Empty: the fulmar-hvt beside this one, or this one."`
 	HTTP       string        `name:"http" env:"HOST_HTTP" placeholder:"ADDR" help:"Address that serves /healthz and /metrics. Empty: none."`
 }
 
@@ -54,7 +55,7 @@ func serve(ctx context.Context, cfg config, log *slog.Logger) error {
 		return fmt.Errorf("take over sockets: %w", err)
 	}
 	hostConfig := host.Config{
-		RunDir: cfg.RunDir, StateDir: cfg.StateDir, Cgroup: cfg.Cgroup, UIDBase: cfg.UIDBase, MaxImage: cfg.MaxImage << 20, RootPolicy: cfg.RootPolicy, StatsEvery: cfg.StatsEvery,
+		RunDir: cfg.RunDir, StateDir: cfg.StateDir, Cgroup: cfg.Cgroup, UIDBase: cfg.UIDBase, MaxImage: cfg.MaxImage << 20, RootPolicy: cfg.RootPolicy, StatsEvery: cfg.StatsEvery, Tender: cfg.Tender,
 		VMMD: first(sockets["vmmd"]), Console: first(sockets["console"]), Stats: first(sockets["stat"]),
 	}
 	svc, err := host.New(hostConfig, log, reg)

@@ -50,7 +50,9 @@ type Config struct {
 	StatsEvery time.Duration // between two statistics of a unikernel; 0 means 10 s
 	RootPolicy bool          // all unikernels together may use no more than this machine has when host starts, and only bridges that there are then
 
-	Tender string // executable whose main calls solo5.HVTMain first; every user must be allowed to run it. Empty means the one that runs
+	// Tender looks after virtual machines: an executable whose main calls solo5.HVTMain first, and which every user may run. Empty means
+	// the fulmar-hvt that lies beside the one that runs, or that one itself.
+	Tender string
 
 	VMMD, Console, Stats net.Listener // of systemd; nil means that host makes the sockets
 }
@@ -186,11 +188,25 @@ func (s *Service) findTargets() (err error) {
 		s.log.Info("found no way to run virtual machines", "err", err)
 		return nil
 	}
-	if s.program, err = os.Open(cmp.Or(s.cfg.Tender, "/proc/self/exe")); err != nil {
+	self, err := os.Executable()
+	if err == nil {
+		s.program, err = os.Open(cmp.Or(s.cfg.Tender, tenderBeside(self)))
+	}
+	if err != nil {
 		return errors.Join(fmt.Errorf("open the tender of virtual machines: %w", err), kvm.Close())
 	}
 	s.targets = append(s.targets, solo5.HVT)
 	return kvm.Close()
+}
+
+// tenderBeside is the fulmar-hvt beside this program, which is smaller and so costs each virtual machine less; or this program, if there
+// is none that every user may run.
+func tenderBeside(self string) string {
+	beside := filepath.Join(filepath.Dir(self), "fulmar-hvt")
+	if file, err := os.Stat(beside); err == nil && file.Mode().IsRegular() && file.Mode().Perm()&0o001 != 0 {
+		return beside
+	}
+	return "/proc/self/exe"
 }
 
 // Targets lists the targets whose images can be run: spt, and hvt where there is /dev/kvm.
