@@ -854,21 +854,28 @@ func (x *BuildRecord) GetClaimedUntil() *timestamppb.Timestamp {
 	return nil
 }
 
-// Watch follows the sources of a stack. Bucket fulmar-watches, key <stack>.
+// Watch follows the sources of a stack. Bucket fulmar-watches, key <stack>; never deleted, so that a builder that was
+// frozen brings no watch back that was ended since.
 type Watch struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The stack.
 	Stack string `protobuf:"bytes,1,opt,name=stack,proto3" json:"stack,omitempty"`
-	// What is sent again when a source moves.
+	// What is sent again when a source moves, as it was sent first. Absent: the watch was ended by its generation.
 	Request *DeployRequest `protobuf:"bytes,2,opt,name=request,proto3" json:"request,omitempty"`
-	// The generation whose request it is.
+	// The generation whose request it is, or which ended it.
 	Generation uint64 `protobuf:"varint,3,opt,name=generation,proto3" json:"generation,omitempty"`
 	// The sources that are followed.
 	Sources []*WatchedSource `protobuf:"bytes,4,rep,name=sources,proto3" json:"sources,omitempty"`
 	// Whether a person has paused it.
 	Paused bool `protobuf:"varint,5,opt,name=paused,proto3" json:"paused,omitempty"`
 	// When its sources are looked at next. A builder that looks puts it off first, so that one looks at a time.
-	Next          *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=next,proto3" json:"next,omitempty"`
+	Next *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=next,proto3" json:"next,omitempty"`
+	// Who asked for the next look, for people: "webhook of GitHub". Empty: nobody, its time comes.
+	Asked string `protobuf:"bytes,7,opt,name=asked,proto3" json:"asked,omitempty"`
+	// The request that was sent last, by its sequence, unless it is accepted: then it is the generation.
+	Sent uint64 `protobuf:"varint,8,opt,name=sent,proto3" json:"sent,omitempty"`
+	// The newest generation of the stack that this request named.
+	SentNewest    uint64 `protobuf:"varint,9,opt,name=sent_newest,json=sentNewest,proto3" json:"sent_newest,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -945,23 +952,49 @@ func (x *Watch) GetNext() *timestamppb.Timestamp {
 	return nil
 }
 
-// WatchedSource is one source that a watch follows.
+func (x *Watch) GetAsked() string {
+	if x != nil {
+		return x.Asked
+	}
+	return ""
+}
+
+func (x *Watch) GetSent() uint64 {
+	if x != nil {
+		return x.Sent
+	}
+	return 0
+}
+
+func (x *Watch) GetSentNewest() uint64 {
+	if x != nil {
+		return x.SentNewest
+	}
+	return 0
+}
+
+// WatchedSource is one source that a watch follows. What it is at a time is a commit, the digest of a Docker image in its
+// registry, or a SHA-256.
 type WatchedSource struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The unit.
 	Unit string `protobuf:"bytes,1,opt,name=unit,proto3" json:"unit,omitempty"`
 	// The source without credentials, as a person writes it.
 	Source string `protobuf:"bytes,2,opt,name=source,proto3" json:"source,omitempty"`
-	// What it was when the stack was deployed last by this watch: a commit, a digest of an image, or a SHA-256.
+	// What it was for the generation of the watch: the source has moved when it is something else.
 	Seen string `protobuf:"bytes,3,opt,name=seen,proto3" json:"seen,omitempty"`
-	// ETag of the answer to the last question over http, for a conditional one.
+	// ETag of the answer that found came with, for a conditional question over http.
 	Etag string `protobuf:"bytes,4,opt,name=etag,proto3" json:"etag,omitempty"`
 	// When it was looked at last.
 	Looked *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=looked,proto3" json:"looked,omitempty"`
 	// Why the last look failed, as one sentence. Empty: it did not.
 	Error string `protobuf:"bytes,6,opt,name=error,proto3" json:"error,omitempty"`
 	// Failures in a row.
-	Failures      uint32 `protobuf:"varint,7,opt,name=failures,proto3" json:"failures,omitempty"`
+	Failures uint32 `protobuf:"varint,7,opt,name=failures,proto3" json:"failures,omitempty"`
+	// What it was at the last look that was answered.
+	Found string `protobuf:"bytes,8,opt,name=found,proto3" json:"found,omitempty"`
+	// Whether seen is only what the first look found, because the generation has not told yet what it was made of.
+	Presumed      bool `protobuf:"varint,9,opt,name=presumed,proto3" json:"presumed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1045,6 +1078,20 @@ func (x *WatchedSource) GetFailures() uint32 {
 	return 0
 }
 
+func (x *WatchedSource) GetFound() string {
+	if x != nil {
+		return x.Found
+	}
+	return ""
+}
+
+func (x *WatchedSource) GetPresumed() bool {
+	if x != nil {
+		return x.Presumed
+	}
+	return false
+}
+
 var File_fulmar_v1_record_proto protoreflect.FileDescriptor
 
 const file_fulmar_v1_record_proto_rawDesc = "" +
@@ -1110,7 +1157,7 @@ const file_fulmar_v1_record_proto_rawDesc = "" +
 	"\x04made\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\x04made\x12\x1d\n" +
 	"\n" +
 	"claimed_by\x18\b \x01(\tR\tclaimedBy\x12?\n" +
-	"\rclaimed_until\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\fclaimedUntil\"\xed\x01\n" +
+	"\rclaimed_until\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\fclaimedUntil\"\xb8\x02\n" +
 	"\x05Watch\x12\x14\n" +
 	"\x05stack\x18\x01 \x01(\tR\x05stack\x122\n" +
 	"\arequest\x18\x02 \x01(\v2\x18.fulmar.v1.DeployRequestR\arequest\x12\x1e\n" +
@@ -1119,7 +1166,11 @@ const file_fulmar_v1_record_proto_rawDesc = "" +
 	"generation\x122\n" +
 	"\asources\x18\x04 \x03(\v2\x18.fulmar.v1.WatchedSourceR\asources\x12\x16\n" +
 	"\x06paused\x18\x05 \x01(\bR\x06paused\x12.\n" +
-	"\x04next\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x04next\"\xc9\x01\n" +
+	"\x04next\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x04next\x12\x14\n" +
+	"\x05asked\x18\a \x01(\tR\x05asked\x12\x12\n" +
+	"\x04sent\x18\b \x01(\x04R\x04sent\x12\x1f\n" +
+	"\vsent_newest\x18\t \x01(\x04R\n" +
+	"sentNewest\"\xfb\x01\n" +
 	"\rWatchedSource\x12\x12\n" +
 	"\x04unit\x18\x01 \x01(\tR\x04unit\x12\x16\n" +
 	"\x06source\x18\x02 \x01(\tR\x06source\x12\x12\n" +
@@ -1127,7 +1178,9 @@ const file_fulmar_v1_record_proto_rawDesc = "" +
 	"\x04etag\x18\x04 \x01(\tR\x04etag\x122\n" +
 	"\x06looked\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x06looked\x12\x14\n" +
 	"\x05error\x18\x06 \x01(\tR\x05error\x12\x1a\n" +
-	"\bfailures\x18\a \x01(\rR\bfailures*}\n" +
+	"\bfailures\x18\a \x01(\rR\bfailures\x12\x14\n" +
+	"\x05found\x18\b \x01(\tR\x05found\x12\x1a\n" +
+	"\bpresumed\x18\t \x01(\bR\bpresumed*}\n" +
 	"\x05State\x12\x15\n" +
 	"\x11STATE_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eSTATE_UNDERWAY\x10\n" +
