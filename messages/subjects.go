@@ -207,6 +207,31 @@ func BuildLogSubject(stack string, generation uint64) string {
 	return "fulmar.log.build." + stack + "." + strconv.FormatUint(generation, 10)
 }
 
+// Headers of a line of a build's log, beside [TimeHeader].
+const (
+	UnitHeader = "Fulmar-Unit" // the unit whose image is built
+	StepHeader = "Fulmar-Step" // the step of the build that the line belongs to; with an empty line: that step begins
+	LineHeader = "Fulmar-Line" // the number of the line in the log of that unit, from 1
+)
+
+// BuildLogQuery is answered, while an image of a deployment is built, with its log so far, as it is kept:
+// fulmar.query.build.<stack>.<generation>.
+func BuildLogQuery(stack string, generation uint64) string {
+	return "fulmar.query.build." + stack + "." + strconv.FormatUint(generation, 10)
+}
+
+// BuildLogName is the name of the log of an image in the object store fulmar-logs: web-42.api is that of the unit api.
+func BuildLogName(stack string, generation uint64, unit string) string {
+	return DeploymentName(stack, generation) + "." + unit
+}
+
+// ParseBuildLogName takes the name of a log apart.
+func ParseBuildLogName(name string) (stack string, generation uint64, unit string, ok bool) {
+	deployment, unit, found := strings.Cut(name, ".")
+	stack, generation, err := ParseDeployment(deployment)
+	return stack, generation, unit, found && err == nil
+}
+
 // StatsSubject carries what an instance uses, live and not kept: fulmar.stats.<host>.<instance>.
 func StatsSubject(host, instance string) string { return "fulmar.stats." + host + "." + instance }
 
