@@ -55,6 +55,7 @@ type Bus struct {
 
 	options Options
 	events  jetstream.Stream
+	images  images
 	metrics metrics
 }
 
@@ -139,7 +140,7 @@ func (b *Bus) Say(ctx context.Context, e *fulmarv1.Event, cause uint64) error {
 	}
 	_, err = b.JS.Publish(ctx, messages.StepSubject(d.GetStack(), d.GetGeneration(), messages.Verb(e.GetVerb()), host), body,
 		jetstream.WithExpectLastSequenceForSubject(cause, messages.ChainFilter(d.GetStack(), d.GetGeneration())))
-	if api, ok := errors.AsType[*jetstream.APIError](err); ok && (api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence || api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequenceConstant) {
+	if wrongSequence(err) {
 		return ErrMoved
 	}
 	if err != nil {
@@ -147,6 +148,12 @@ func (b *Bus) Say(ctx context.Context, e *fulmarv1.Event, cause uint64) error {
 	}
 	b.metrics.said.WithLabelValues(e.GetVerb()).Inc()
 	return nil
+}
+
+// wrongSequence reports whether a publish was refused because of the sequence that it expected.
+func wrongSequence(err error) bool {
+	api, ok := errors.AsType[*jetstream.APIError](err)
+	return ok && (api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence || api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequenceConstant)
 }
 
 // Observe publishes an observation of a unit. It is no step and has no place in the chain.

@@ -13,9 +13,12 @@ import (
 )
 
 const (
-	requestAge = 90 * 24 * time.Hour // requests are kept for people to read; nothing rests on them
-	logAge     = 90 * 24 * time.Hour // logs of builds are kept as long as requests
-	eventBytes = 1 << 30             // the system's log; the records, not the log, say what should be
+	// Requests are kept for people to read once they are accepted. What goes by age or size takes no generation with it:
+	// the stream's sequence goes on.
+	requestAge   = 90 * 24 * time.Hour
+	requestBytes = 1 << 30
+	logAge       = requestAge // logs of builds are kept as long as requests
+	eventBytes   = 1 << 30    // the system's log; the records, not the log, say what should be
 )
 
 // declare makes the streams, buckets and the store that are not there. An existing one is left as its owner set it.
@@ -44,6 +47,10 @@ func (b *Bus) declare(ctx context.Context) error {
 	}
 	if b.Logs, err = b.declareStore(ctx, jetstream.ObjectStoreConfig{Bucket: messages.LogStore, Description: "Logs of builds, compressed.", TTL: logAge}); err != nil {
 		return err
+	}
+	b.images.js = b.JS
+	if b.images.stream, err = b.JS.Stream(ctx, "OBJ_"+messages.ImageStore); err != nil {
+		return fmt.Errorf("declare store %s: %w", messages.ImageStore, err)
 	}
 	return b.declareStreams(ctx)
 }
@@ -79,8 +86,8 @@ func (b *Bus) declareStreams(ctx context.Context) error {
 		newest, err := b.newest(ctx)
 		return jetstream.StreamConfig{
 			Name: messages.RequestStream, Description: "Requests; the sequence of one is its deployment's generation.",
-			Subjects: messages.RequestSubjects(), Storage: jetstream.FileStorage, MaxAge: requestAge,
-			FirstSeq: newest + 1, AllowDirect: true,
+			Subjects: messages.RequestSubjects(), Storage: jetstream.FileStorage, Discard: jetstream.DiscardOld,
+			MaxAge: requestAge, MaxBytes: requestBytes, FirstSeq: newest + 1, AllowDirect: true,
 		}, err
 	}, messages.RequestStream)
 	return err

@@ -3,6 +3,7 @@ package bus_test
 import (
 	"context"
 	"errors"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -158,4 +159,36 @@ func TestARequestNobodyCanNameBlocksNobody(t *testing.T) {
 	last := w.request(deploy, "web", "{}")
 	for w.await(messages.Accepted).GetDeployment().GetGeneration() != last {
 	}
+}
+
+func TestRequestsWaitUntilTheyAreSettled(t *testing.T) {
+	w := newWorld(t)
+	waits := func(want bool) {
+		t.Helper()
+		for begin := time.Now(); ; runtime.Gosched() { // an acknowledgement is on its way for a moment
+			got, err := w.RequestsWait(t.Context(), "accept")
+			if err == nil && got == want {
+				return
+			}
+			if err != nil || time.Since(begin) > patience {
+				t.Fatalf("requests wait: %t, %v; want %t", got, err, want)
+			}
+		}
+	}
+	waits(true) // whoever takes them has never run
+	proceed := make(chan struct{})
+	w.start(func(ctx context.Context) error {
+		return w.RunRequests(ctx, "accept", func(context.Context, bus.Request) (*fulmarv1.Event, error) {
+			<-proceed
+			return nil, nil
+		})
+	})
+	w.request(deploy, "web", "{}")
+	waits(true)
+	proceed <- struct{}{}
+	w.settled("accept", "+ACK")
+	waits(false)
+	w.request(deploy, "web", "{}")
+	waits(true)
+	close(proceed)
 }

@@ -94,6 +94,49 @@ func TestALostRequestStreamGoesOnAboveEveryHead(t *testing.T) {
 	}
 }
 
+// TestDroppedRequestsTakeNoGenerationWithThem lets the bounds of the stream drop requests, then everything, and starts the
+// bus anew.
+func TestDroppedRequestsTakeNoGenerationWithThem(t *testing.T) {
+	dir := t.TempDir()
+	s, err := bus.StartServer(dir, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := lookOn(t, s)
+	stream, err := w.JS.Stream(t.Context(), messages.RequestStream)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := stream.CachedInfo().Config
+	if c.MaxBytes <= 0 || c.MaxAge <= 0 {
+		t.Errorf("requests are bounded by %d bytes and %s", c.MaxBytes, c.MaxAge)
+	}
+	c.MaxBytes = 4096
+	if _, err := w.JS.UpdateStream(t.Context(), c); err != nil {
+		t.Fatal(err)
+	}
+	var last uint64
+	for range 10 {
+		last = w.request(deploy, "web", strings.Repeat("x", 1000))
+	}
+	info, err := stream.Info(t.Context())
+	if err != nil || last != 10 || info.State.Msgs >= 10 {
+		t.Errorf("%d requests are kept, the last is %d, %v", info.State.Msgs, last, err)
+	}
+	if err := stream.Purge(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	w.NC.Close()
+	s.Stop()
+	if s, err = bus.StartServer(dir, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Stop)
+	if generation := lookOn(t, s).request(deploy, "web", "{}"); generation != 11 {
+		t.Errorf("the next generation is %d, want 11", generation)
+	}
+}
+
 func TestOpenLeavesWhatItsOwnerSet(t *testing.T) {
 	w := newWorld(t)
 	s, err := w.JS.Stream(t.Context(), messages.EventStream)

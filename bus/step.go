@@ -3,6 +3,7 @@ package bus
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"time"
 
@@ -169,6 +170,24 @@ func (b *Bus) RunRequests(ctx context.Context, name string, handle func(context.
 		lane:   func(jetstream.Msg) string { return "" },
 		handle: func(ctx context.Context, msg jetstream.Msg) error { return b.request(ctx, name, handle, msg) },
 	})
+}
+
+// RequestsWait reports whether requests are stored that the consumer of this name has not settled. It goes by what was
+// acknowledged: a message that is just being delivered counts neither as pending nor as waiting for its acknowledgement.
+func (b *Bus) RequestsWait(ctx context.Context, name string) (bool, error) {
+	stream, err := b.JS.Stream(ctx, messages.RequestStream)
+	if err != nil {
+		return true, fmt.Errorf("look at the requests: %w", err)
+	}
+	cons, err := stream.Consumer(ctx, name)
+	if errors.Is(err, jetstream.ErrConsumerNotFound) {
+		return true, nil // it has never run
+	}
+	if err != nil {
+		return true, fmt.Errorf("look at the requests: %w", err)
+	}
+	state := stream.CachedInfo().State
+	return state.Msgs > 0 && cons.CachedInfo().AckFloor.Stream < state.LastSeq, nil
 }
 
 func (b *Bus) request(ctx context.Context, name string, handle func(context.Context, Request) (*fulmarv1.Event, error), msg jetstream.Msg) error {

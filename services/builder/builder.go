@@ -29,6 +29,7 @@ type Config struct {
 	MaxImage int64         // bytes of an image at most
 	Fetch    time.Duration // for an image that comes from a URL at most
 	Patience time.Duration // with a source that fails, before the deployment does
+	Collect  time.Duration // between two collections of images that nobody needs; 0: 1 h
 }
 
 // Service is a builder.
@@ -56,10 +57,11 @@ func (s *Service) Run(ctx context.Context) error {
 	g.Go(func() error { return s.networks.Run(ctx) })
 	g.Go(func() error { return s.heads.Run(ctx) })
 	g.Go(func() error { return s.hosts.Run(ctx) })
-	g.Go(func() error { return s.bus.RunRequests(ctx, "builder-accept", s.accept) })
+	g.Go(func() error { return s.bus.RunRequests(ctx, acceptor, s.accept) })
 	g.Go(func() error {
 		return s.bus.Run(ctx, bus.Step{Name: "builder-build", Hears: []messages.Verb{messages.Accepted}, Handle: s.build})
 	})
+	g.Go(func() error { return s.collects(ctx) })
 	return g.Wait()
 }
 

@@ -50,7 +50,7 @@ func (i *images) get(ctx context.Context, source *fulmarv1.Image) (image, error)
 		want = object
 	}
 	if known, ok := i.lookup(want); ok {
-		if _, err := i.bus.Images.GetInfo(ctx, want); err == nil {
+		if err := i.bus.KeepImage(ctx, want, bus.ImageGrace/2); err == nil {
 			return known, nil
 		}
 	}
