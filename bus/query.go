@@ -67,8 +67,8 @@ func answer(ctx context.Context, e Endpoint, r micro.Request) {
 		_ = r.Error("500", err.Error(), nil)
 		return
 	}
-	if err := r.Respond(body); errors.Is(err, nats.ErrMaxPayload) {
-		_ = r.Error("500", fmt.Sprintf("the answer has %d bytes, more than the bus takes: ask for less", len(body)), nil)
+	if err := r.Respond(body); err != nil { // as a rule it is larger than the bus takes
+		_ = r.Error("500", fmt.Sprintf("the answer has %d bytes and could not be sent, ask for less: %s", len(body), err), nil)
 	}
 }
 
