@@ -315,7 +315,8 @@ type Deployment struct {
 	Requested *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=requested,proto3" json:"requested,omitempty"`
 	// Until when it must be published or staged. Set at accepted.
 	Deadline *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=deadline,proto3" json:"deadline,omitempty"`
-	// The units with their facts, in the order of the content. Built adds images; leased adds the rest.
+	// The units with their facts, in the order of the content. Built adds images; leased adds the rest. If it failed before
+	// built, those whose images were there, and the one whose image could not be built, with its log.
 	Units []*Unit `protobuf:"bytes,9,rep,name=units,proto3" json:"units,omitempty"`
 	// Drained: the instances that no other deployment refers to. They are stopped and their addresses rest.
 	Dying         []*Instance `protobuf:"bytes,10,rep,name=dying,proto3" json:"dying,omitempty"`

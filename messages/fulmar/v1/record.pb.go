@@ -737,9 +737,10 @@ func (x *HostInstance) GetLastLine() string {
 }
 
 // BuildRecord is a build that was made, or that a builder makes now. Bucket fulmar-builds, key <build key>.
+// It outlives its image: when the store has the image no longer it is made anew, and the new one compared.
 type BuildRecord struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// SHA-256 of the image, 64 hexadecimal digits, which is in the object store. Empty while it is made.
+	// SHA-256 of the image, 64 hexadecimal digits. Empty while it is made for the first time.
 	Image string `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"`
 	// Size of the image in bytes.
 	Size uint64 `protobuf:"varint,2,opt,name=size,proto3" json:"size,omitempty"`
@@ -756,7 +757,9 @@ type BuildRecord struct {
 	// Which builder makes it now: an id of its own for each try. Empty when it is made.
 	ClaimedBy string `protobuf:"bytes,8,opt,name=claimed_by,json=claimedBy,proto3" json:"claimed_by,omitempty"`
 	// Until when the claim holds; its builder prolongs it while it builds.
-	ClaimedUntil  *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=claimed_until,json=claimedUntil,proto3" json:"claimed_until,omitempty"`
+	ClaimedUntil *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=claimed_until,json=claimedUntil,proto3" json:"claimed_until,omitempty"`
+	// For which image it is made now: the name that its log will have.
+	ClaimedFor    string `protobuf:"bytes,10,opt,name=claimed_for,json=claimedFor,proto3" json:"claimed_for,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -852,6 +855,13 @@ func (x *BuildRecord) GetClaimedUntil() *timestamppb.Timestamp {
 		return x.ClaimedUntil
 	}
 	return nil
+}
+
+func (x *BuildRecord) GetClaimedFor() string {
+	if x != nil {
+		return x.ClaimedFor
+	}
+	return ""
 }
 
 // Watch follows the sources of a stack. Bucket fulmar-watches, key <stack>; never deleted, so that a builder that was
@@ -1146,7 +1156,7 @@ const file_fulmar_v1_record_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\arunning\x18\x02 \x01(\bR\arunning\x12\x12\n" +
 	"\x04exit\x18\x03 \x01(\tR\x04exit\x12\x1b\n" +
-	"\tlast_line\x18\x04 \x01(\tR\blastLine\"\xcb\x02\n" +
+	"\tlast_line\x18\x04 \x01(\tR\blastLine\"\xec\x02\n" +
 	"\vBuildRecord\x12\x14\n" +
 	"\x05image\x18\x01 \x01(\tR\x05image\x12\x12\n" +
 	"\x04size\x18\x02 \x01(\x04R\x04size\x12\x16\n" +
@@ -1157,7 +1167,10 @@ const file_fulmar_v1_record_proto_rawDesc = "" +
 	"\x04made\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\x04made\x12\x1d\n" +
 	"\n" +
 	"claimed_by\x18\b \x01(\tR\tclaimedBy\x12?\n" +
-	"\rclaimed_until\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\fclaimedUntil\"\xb8\x02\n" +
+	"\rclaimed_until\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\fclaimedUntil\x12\x1f\n" +
+	"\vclaimed_for\x18\n" +
+	" \x01(\tR\n" +
+	"claimedFor\"\xb8\x02\n" +
 	"\x05Watch\x12\x14\n" +
 	"\x05stack\x18\x01 \x01(\tR\x05stack\x122\n" +
 	"\arequest\x18\x02 \x01(\v2\x18.fulmar.v1.DeployRequestR\arequest\x12\x1e\n" +
