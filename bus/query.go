@@ -91,10 +91,14 @@ func (b *Bus) Stats(ctx context.Context, host string, request *fulmarv1.StatsReq
 	return reply.GetSamples(), nil
 }
 
-// Sweep asks the gc of a host to sweep, or only to say what it would do.
+// Sweep asks the gc of a host to sweep, or only to say what it would do; with [messages.NoHost] for the host it asks the
+// builder about images.
 func (b *Bus) Sweep(ctx context.Context, host string, dryRun bool) ([]*fulmarv1.SweepItem, error) {
 	reply := &fulmarv1.SweepReply{}
 	if err := b.ask(ctx, messages.SweepQuery(host), &fulmarv1.SweepRequest{DryRun: dryRun}, reply); err != nil {
+		if host == messages.NoHost {
+			return nil, fmt.Errorf("sweep of images: %w", err)
+		}
 		return nil, fmt.Errorf("sweep of host %s: %w", host, err)
 	}
 	return reply.GetItems(), nil

@@ -183,51 +183,6 @@ func (leaseLsCmd) Run(e *env) error {
 	return e.table("NETWORK ADDRESS STATE INSTANCE UNTIL", rows)
 }
 
-type gcCmd struct {
-	DryRun bool   `help:"Only say what a sweep would do."`
-	Host   string `help:"Only this host (default: every host that reports)."`
-}
-
-// Run sweeps the hosts.
-func (c *gcCmd) Run(e *env) error {
-	b, closeBus, err := e.connect()
-	if err != nil {
-		return err
-	}
-	defer closeBus()
-	hosts := []string{c.Host}
-	if c.Host == "" {
-		all, err := b.Hosts.All(e.ctx)
-		if err != nil {
-			return err
-		}
-		hosts = slices.Sorted(maps.Keys(all))
-	}
-	var rows []string
-	for _, h := range hosts {
-		items, err := b.Sweep(e.ctx, h, c.DryRun)
-		if err != nil {
-			return err
-		}
-		for _, i := range items {
-			if e.cli.JSON {
-				if err := e.printProto(i); err != nil {
-					return err
-				}
-			}
-			rows = append(rows, fmt.Sprintf("%s\t%s\t%s\t%s", h, i.GetSubject(), i.GetAction(), i.GetReason()))
-		}
-	}
-	if e.cli.JSON {
-		return nil
-	}
-	if len(rows) == 0 {
-		_, err := fmt.Fprintln(e.out, "nothing to sweep")
-		return err
-	}
-	return e.table("HOST SUBJECT ACTION REASON", rows)
-}
-
 type decodeCmd struct {
 	As string `default:"auto" enum:"auto,event,head,lease,network,host,deploy" help:"What it is: ${enum}."`
 }

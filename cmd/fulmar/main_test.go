@@ -37,7 +37,7 @@ func newWorld(t *testing.T) *world {
 	w := &world{t: t, url: server.URL(), bus: bustest.Open(t, server, bus.Options{Service: "builder"})}
 	ctx, cancel := context.WithCancel(t.Context())
 	var g errgroup.Group
-	g.Go(func() error { return builder.New(w.bus, builder.Config{MaxImage: 1 << 20}).Run(ctx) })
+	g.Go(func() error { return w.bus.RunService(ctx, builder.New(w.bus, builder.Config{MaxImage: 1 << 20})) })
 	t.Cleanup(func() {
 		cancel()
 		if err := g.Wait(); err != nil {
@@ -157,6 +157,20 @@ func TestANetworkInUseStays(t *testing.T) {
 	}
 	if _, out, _ := w.run("describe", "web"); !strings.Contains(out, "newest generation 1") {
 		t.Errorf("describe:\n%s", out)
+	}
+}
+
+// TestASweepAsksWhoIsThere has a builder, which answers for the images, and a host whose gc does not run.
+func TestASweepAsksWhoIsThere(t *testing.T) {
+	w := newWorld(t)
+	if status, out, errout := w.run("gc", "--dry-run"); status != 0 || out != "nothing to sweep\n" {
+		t.Errorf("status %d: %s%s", status, out, errout)
+	}
+	if err := w.bus.Hosts.Put(t.Context(), "far", &fulmarv1.Host{Name: "far"}, 0); err != nil {
+		t.Fatal(err)
+	}
+	if status, out, errout := w.run("gc", "--dry-run"); status != 1 || out != "" || errout != "fulmar: sweep of host far: its service does not run\n" {
+		t.Errorf("status %d: %s%s", status, out, errout)
 	}
 }
 

@@ -13,6 +13,9 @@ import (
 // moment is the time between two looks at an address that is about to be free.
 const moment = time.Second
 
+// memory is how long the lease of an address that has rested tells who held it last.
+const memory = time.Hour
+
 // Pool is a network as ipam reads it.
 type Pool struct {
 	name     string
@@ -66,6 +69,11 @@ func (l Leases) free(a netip.Addr, running map[string]bool, now time.Time) bool 
 
 func rested(r *fulmarv1.Lease, running map[string]bool, now time.Time) bool {
 	return r.GetRestingUntil() != nil && !now.Before(r.GetRestingUntil().AsTime()) && !running[r.GetInstance()]
+}
+
+// spent reports whether a lease says nothing any more that anybody could need: its address has rested for long.
+func spent(r *fulmarv1.Lease, running map[string]bool, now time.Time) bool {
+	return rested(r, running, now.Add(-memory))
 }
 
 // HeldBy gives the address that an instance holds already; of several the lowest, so that everybody finds the same.

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/nats-io/nats.go/jetstream"
+
 	"fulmar/bus"
 	"fulmar/messages"
 	fulmarv1 "fulmar/messages/fulmar/v1"
@@ -100,7 +102,7 @@ func Failed(last *fulmarv1.Event, h *fulmarv1.Head, generation uint64) (e *fulma
 	}, true
 }
 
-// sweepLoop lays leases to rest that no head explains.
+// sweepLoop lays leases to rest that no head explains, and deletes those that have rested long since.
 func (s *Service) sweepLoop(ctx context.Context) error {
 	ticker := time.NewTicker(s.config.Sweep)
 	defer ticker.Stop()
@@ -129,6 +131,12 @@ func (s *Service) sweep(ctx context.Context) error {
 	}
 	running := s.running()
 	for key, l := range s.leases.All() {
+		if spent(l, running, s.now()) {
+			if err := s.forget(ctx, key); err != nil {
+				return err
+			}
+			continue
+		}
 		stack, _, _, ok := messages.ParseInstance(l.GetInstance())
 		if !ok || l.GetRestingUntil() != nil {
 			continue
@@ -145,6 +153,19 @@ func (s *Service) sweep(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// forget deletes the lease of an address that has rested long since, unless somebody claims it meanwhile.
+func (s *Service) forget(ctx context.Context, key string) error {
+	l, rev, err := s.bus.Leases.Get(ctx, key)
+	if err != nil || rev == 0 || !spent(l, s.running(), s.now()) {
+		return err
+	}
+	err = s.bus.Leases.Delete(ctx, key, rev)
+	if errors.Is(err, jetstream.ErrKeyRevisionMismatch) {
+		return nil
+	}
+	return err
 }
 
 // sweepLease lays a lease to rest if the head, read after the lease, proves that it is nobody's.
