@@ -1,0 +1,82 @@
+// Package docker gets files out of the images of a Docker engine, by its API: the engine that DOCKER_HOST and its
+// companions name, from version 20.10 on, on this machine or another.
+//
+// What it does to the engine is bounded. An image that is pulled stays: it is the cache of the engine, which whoever
+// runs the engine prunes as usual. A file is copied out of a container that is created for it and never run.
+//
+// The invariant it guards: no container outlasts the call that made it, unless the engine or the builder dies first;
+// then the next call, or [Engine.Sweep] at the next start of the builder, removes it.
+package docker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/url"
+	"sync"
+
+	"github.com/containerd/errdefs"
+	"github.com/docker/docker/client"
+)
+
+// Config is what an engine is told.
+type Config struct {
+	// Host of the engine, as DOCKER_HOST has it: unix:///path or tcp://host:port. Empty: what the environment says in
+	// DOCKER_HOST, DOCKER_TLS_VERIFY and DOCKER_CERT_PATH, else the engine of this machine.
+	Host string
+	// Owner labels what the builder makes in the engine. A builder that is started again finds what it left by it, so
+	// it is the same then; a builder elsewhere that uses the same engine has another one.
+	Owner string
+}
+
+// Engine is one Docker engine.
+type Engine struct {
+	api   *client.Client
+	owner string
+
+	mu   sync.Mutex
+	left map[string]bool // containers that could not be removed, by name
+}
+
+// New prepares the use of an engine. It does not look whether the engine is there.
+func New(c Config) (*Engine, error) {
+	options := []client.Opt{client.FromEnv, client.WithAPIVersionNegotiation()}
+	if c.Host != "" {
+		options = append(options, client.WithHost(c.Host))
+	}
+	api, err := client.NewClientWithOpts(options...)
+	if err != nil {
+		return nil, fmt.Errorf("use a docker engine: %w", err)
+	}
+	if u, err := url.Parse(api.DaemonHost()); err == nil && u.Scheme == "ssh" {
+		return nil, fmt.Errorf("use a docker engine: %s: an engine is reached by unix:// or tcp://; forward its socket to use ssh", u.Redacted())
+	}
+	return &Engine{api: api, owner: c.Owner, left: map[string]bool{}}, nil
+}
+
+// Close lets go of the connections.
+func (e *Engine) Close() error { return e.api.Close() }
+
+// Host is where the engine is, as DOCKER_HOST has it.
+func (e *Engine) Host() string { return e.api.DaemonHost() }
+
+// Ping reports whether the engine answers.
+func (e *Engine) Ping(ctx context.Context) error {
+	if _, err := e.api.Ping(ctx); err != nil {
+		return e.explain("ask the docker engine", err)
+	}
+	return nil
+}
+
+// explain says what failed: that the engine is not there, in one sentence, or what it answered.
+func (e *Engine) explain(doing string, err error) error {
+	switch {
+	case errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded):
+		return fmt.Errorf("%s: %w", doing, err)
+	case client.IsErrConnectionFailed(err):
+		return fmt.Errorf("%s: the docker engine at %s does not answer: %w", doing, e.Host(), err)
+	case errdefs.IsUnavailable(err):
+		return fmt.Errorf("%s: the docker engine at %s is not ready: %w", doing, e.Host(), err)
+	}
+	return fmt.Errorf("%s: %w", doing, err)
+}
