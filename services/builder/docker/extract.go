@@ -57,9 +57,9 @@ func (e *Engine) create(ctx context.Context, id string) (name string, err error)
 	whole, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience) // broken off, it could be made after it was removed
 	defer cancel()
 	_, err = e.api.ContainerCreate(whole, &container.Config{
-		Image:           id,
-		Entrypoint:      []string{"/never-run"}, // an image from scratch has none, and a container must have one
-		Labels:          map[string]string{Label: e.owner},
+		Image:      id,
+		Entrypoint: []string{"/never-run"}, // an image from scratch has none, and a container must have one
+		Labels:     map[string]string{Label: e.owner},
 	}, &container.HostConfig{NetworkMode: "none"}, nil, nil, name)
 	if err != nil {
 		return name, e.explain("make a container of docker image "+id, err)

@@ -1,0 +1,132 @@
+package dockertest
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// prefix begins the name of every directory of an engine.
+const prefix = "fulmar-docker-"
+
+// removeDead removes what the engines of tests that were killed left behind.
+func removeDead() error {
+	dirs, err := filepath.Glob(filepath.Join(os.TempDir(), prefix+"*"))
+	if err != nil {
+		return fmt.Errorf("look for the remains of engines: %w", err)
+	}
+	for _, dir := range dirs {
+		f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR, 0)
+		if err != nil {
+			continue // it is being made, or being removed
+		}
+		if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
+			err = endAll(dir)
+			err = errors.Join(err, removeData(dir))
+		}
+		f.Close()
+		if err != nil {
+			return fmt.Errorf("remove the remains of an engine: %w", err)
+		}
+	}
+	return nil
+}
+
+// removeData unmounts what is mounted below a directory and removes it.
+func removeData(dir string) error {
+	mounts, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return fmt.Errorf("list mounts: %w", err)
+	}
+	defer mounts.Close()
+	var below []string
+	for lines := bufio.NewScanner(mounts); lines.Scan(); {
+		if fields := strings.Fields(lines.Text()); len(fields) > 4 && strings.HasPrefix(fields[4], dir+"/") {
+			below = append(below, fields[4])
+		}
+	}
+	slices.Reverse(below)
+	for _, path := range below {
+		if err := unix.Unmount(path, unix.MNT_DETACH); err != nil {
+			return fmt.Errorf("unmount %s: %w", path, err)
+		}
+	}
+	return os.RemoveAll(dir)
+}
+
+// process is a process that is held fast, so that no other takes its number.
+type process struct{ fd int }
+
+// end kills the process and waits for its end.
+func (p process) end() error {
+	defer unix.Close(p.fd)
+	if err := unix.PidfdSendSignal(p.fd, unix.SIGKILL, nil, 0); err != nil {
+		if errors.Is(err, unix.ESRCH) {
+			return nil
+		}
+		return fmt.Errorf("end a process of an engine: %w", err)
+	}
+	for {
+		_, err := unix.Poll([]unix.PollFd{{Fd: int32(p.fd), Events: unix.POLLIN}}, int(patience.Milliseconds()))
+		if !errors.Is(err, unix.EINTR) {
+			return err
+		}
+	}
+}
+
+// descendants holds the processes below one.
+func descendants(pid int) []process {
+	var found []process
+	threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
+	for _, path := range threads {
+		children, err := os.ReadFile(path)
+		if err != nil {
+			continue // the thread is gone
+		}
+		for _, field := range strings.Fields(string(children)) {
+			child, err := strconv.Atoi(field)
+			if err != nil {
+				continue
+			}
+			if fd, err := unix.PidfdOpen(child, 0); err == nil {
+				found = append(found, process{fd})
+				found = append(found, descendants(child)...)
+			}
+		}
+	}
+	return found
+}
+
+// endAll ends the processes that were started for a directory of an engine whose tests are dead.
+func endAll(dir string) error {
+	all, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		return fmt.Errorf("list processes: %w", err)
+	}
+	for _, path := range all {
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(path)))
+		if err != nil {
+			continue
+		}
+		fd, err := unix.PidfdOpen(pid, 0)
+		if err != nil {
+			continue // it is gone
+		}
+		line, err := os.ReadFile(path)
+		if err != nil || !strings.Contains(string(line), dir+"/") {
+			unix.Close(fd)
+			continue
+		}
+		if err := (process{fd}).end(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
