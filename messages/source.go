@@ -276,13 +276,13 @@ func IsCommit(s string) bool {
 }
 
 // Watchable reports whether a source can move: a Git ref that is no commit, a Docker image that is named by no digest,
-// or a URL whose SHA-256 is asked for.
+// or a URL whose SHA-256 is asked for. An image that is never pulled moves where nobody asks.
 func Watchable(i *fulmarv1.Image) bool {
 	switch source := i.GetSource().(type) {
 	case *fulmarv1.Image_Git:
 		return !IsCommit(source.Git.GetRef())
 	case *fulmarv1.Image_Docker:
-		return !strings.Contains(source.Docker.GetImage(), "@")
+		return !strings.Contains(source.Docker.GetImage(), "@") && source.Docker.GetPull() != "never"
 	case *fulmarv1.Image_Url:
 		return i.GetSha256Url() != ""
 	}

@@ -14,6 +14,7 @@ import (
 
 	"fulmar/bus"
 	"fulmar/services/builder"
+	"fulmar/services/builder/watch"
 )
 
 type config struct {
@@ -22,6 +23,7 @@ type config struct {
 	MaxImage int64         `env:"BUILDER_MAX_IMAGE" default:"268435456" help:"Largest image, in bytes."`
 	Fetch    time.Duration `env:"BUILDER_FETCH" default:"5m" help:"Longest time for an image that comes from a URL."`
 	Patience time.Duration `env:"BUILDER_PATIENCE" default:"30s" help:"How long a source that fails is tried again."`
+	watch.Flags
 }
 
 func main() {
@@ -35,7 +37,11 @@ func main() {
 }
 
 func serve(ctx context.Context, cfg config, log *slog.Logger) error {
-	return bus.Serve(ctx, cfg.Config, "builder", "", log, func(b *bus.Bus, _ prometheus.Registerer) (bus.Service, error) {
-		return builder.New(b, builder.Config{FileRoot: cfg.FileRoot, MaxImage: cfg.MaxImage, Fetch: cfg.Fetch, Patience: cfg.Patience}), nil
+	return bus.Serve(ctx, cfg.Config, "builder", "", log, func(b *bus.Bus, r prometheus.Registerer) (bus.Service, error) {
+		follow, err := cfg.Flags.Config("", r)
+		if err != nil {
+			return nil, err
+		}
+		return builder.New(b, builder.Config{FileRoot: cfg.FileRoot, MaxImage: cfg.MaxImage, Fetch: cfg.Fetch, Patience: cfg.Patience, Watch: follow}), nil
 	})
 }

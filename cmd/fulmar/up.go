@@ -21,6 +21,7 @@ import (
 	"fulmar/messages"
 	fulmarv1 "fulmar/messages/fulmar/v1"
 	"fulmar/services/builder"
+	"fulmar/services/builder/watch"
 	"fulmar/services/gc"
 	"fulmar/services/host"
 	"fulmar/services/ipam"
@@ -43,6 +44,7 @@ type upCmd struct {
 	Rest     time.Duration `default:"1m" help:"How long an address rests before another instance gets it."`
 	HTTP     string        `name:"http" placeholder:"ADDR" env:"FULMAR_HTTP" help:"Address that serves /healthz and /metrics. Empty: none."`
 	Verbose  bool          `short:"v" help:"Log every step."`
+	watch.Flags
 }
 
 // Run runs everything until a signal comes.
@@ -193,8 +195,12 @@ func (c *upCmd) addServices(g *run.Group, server *bus.Server, daemon *host.Servi
 		name, host string
 		create     func(*bus.Bus, prometheus.Registerer) (bus.Service, error)
 	}{
-		{"builder", "", func(b *bus.Bus, _ prometheus.Registerer) (bus.Service, error) {
-			return builder.New(b, builder.Config{FileRoot: c.FileRoot, MaxImage: 256 << 20, Fetch: 5 * time.Minute, Patience: 30 * time.Second}), nil
+		{"builder", "", func(b *bus.Bus, r prometheus.Registerer) (bus.Service, error) {
+			follow, err := c.Flags.Config("", r)
+			if err != nil {
+				return nil, err
+			}
+			return builder.New(b, builder.Config{FileRoot: c.FileRoot, MaxImage: 256 << 20, Fetch: 5 * time.Minute, Patience: 30 * time.Second, Watch: follow}), nil
 		}},
 		{"ipam", "", func(b *bus.Bus, r prometheus.Registerer) (bus.Service, error) {
 			return ipam.New(b, ipam.Config{Rest: c.Rest, Sweep: 30 * time.Second}, r), nil

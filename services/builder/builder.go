@@ -21,6 +21,7 @@ import (
 	"fulmar/bus"
 	"fulmar/messages"
 	fulmarv1 "fulmar/messages/fulmar/v1"
+	"fulmar/services/builder/watch"
 )
 
 // Config is what a builder is told.
@@ -30,6 +31,7 @@ type Config struct {
 	Fetch    time.Duration // for an image that comes from a URL at most
 	Patience time.Duration // with a source that fails, before the deployment does
 	Collect  time.Duration // between two collections of images that nobody needs; 0: 1 h
+	Watch    watch.Config  // following sources, and webhooks
 }
 
 // Service is a builder.
@@ -40,6 +42,7 @@ type Service struct {
 	heads    *bus.View[*fulmarv1.Head]
 	hosts    *bus.View[*fulmarv1.Host]
 	images   *images
+	watch    *watch.Service
 	now      func() time.Time
 }
 
@@ -47,7 +50,7 @@ type Service struct {
 func New(b *bus.Bus, c Config) *Service {
 	return &Service{
 		bus: b, config: c, networks: b.Networks.View(), heads: b.Heads.View(), hosts: b.Hosts.View(),
-		images: newImages(b, c), now: time.Now,
+		images: newImages(b, c), watch: watch.New(b, c.Watch), now: time.Now,
 	}
 }
 
@@ -62,6 +65,7 @@ func (s *Service) Run(ctx context.Context) error {
 		return s.bus.Run(ctx, bus.Step{Name: "builder-build", Hears: []messages.Verb{messages.Accepted}, Handle: s.build})
 	})
 	g.Go(func() error { return s.collects(ctx) })
+	g.Go(func() error { return s.watch.Run(ctx) })
 	return g.Wait()
 }
 
@@ -92,6 +96,9 @@ func (s *Service) accept(ctx context.Context, r bus.Request) (*fulmarv1.Event, e
 		return nil, nil // it was entered, went its way and is retired; only its events are gone
 	}
 	if err != nil {
+		return nil, err
+	}
+	if err := s.watch.Accepted(ctx, r); err != nil {
 		return nil, err
 	}
 	network := w.Networks[d.GetContent().GetNetwork()]
