@@ -13,7 +13,7 @@ GOLANGCI := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 GOFUMPT := mvdan.cc/gofumpt@v0.12.0
 
 # What the tests and the demonstration need of the system, as command:package.
-NEEDS := gcc:gcc make:make ip:iproute2 iptables-restore:iptables conntrack:conntrack nft:nftables ping:iputils-ping tc:iproute2 systemd-analyze:systemd docker-compose:docker-compose
+NEEDS := gcc:gcc make:make ip:iproute2 iptables-restore:iptables conntrack:conntrack nft:nftables ping:iputils-ping tc:iproute2 systemd-analyze:systemd docker-compose:docker-compose dockerd:docker.io
 
 .PHONY: help
 help: ## list the targets
