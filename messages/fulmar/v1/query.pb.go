@@ -179,7 +179,8 @@ func (x *ConsoleLine) GetLine() string {
 	return ""
 }
 
-// SweepRequest asks the gc of a host to sweep. Micro endpoint fulmar.query.<host>.sweep; protobuf or JSON.
+// SweepRequest asks the gc of a host to sweep. Micro endpoint fulmar.query.<host>.sweep; protobuf or JSON. With _ for the
+// host it asks the builder to remove images that nobody needs.
 type SweepRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Only say what would be done.
@@ -274,9 +275,9 @@ func (x *SweepReply) GetItems() []*SweepItem {
 // SweepItem is one thing that a sweep does or reports.
 type SweepItem struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// What it is about: a deployment, or an instance.
+	// What it is about: a deployment, an instance, or an image.
 	Subject string `protobuf:"bytes,1,opt,name=subject,proto3" json:"subject,omitempty"`
-	// What is done: drain, condemn, fail, wait or report.
+	// What is done: drain, condemn, fail, wait, report or remove.
 	Action string `protobuf:"bytes,2,opt,name=action,proto3" json:"action,omitempty"`
 	// Why, as a sentence.
 	Reason        string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`

@@ -600,7 +600,11 @@ type Host struct {
 	// The instances it has or lately had.
 	Instances []*HostInstance `protobuf:"bytes,3,rep,name=instances,proto3" json:"instances,omitempty"`
 	// When vmm looked.
-	Seen          *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=seen,proto3" json:"seen,omitempty"`
+	Seen *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=seen,proto3" json:"seen,omitempty"`
+	// Ids of its CPUs. Empty: unknown, as of a host whose daemon is asked from afar.
+	Cpus []uint32 `protobuf:"varint,5,rep,packed,name=cpus,proto3" json:"cpus,omitempty"`
+	// Its memory in MB. 0: unknown.
+	MemoryMb      uint64 `protobuf:"varint,6,opt,name=memory_mb,json=memoryMb,proto3" json:"memory_mb,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -663,6 +667,20 @@ func (x *Host) GetSeen() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *Host) GetCpus() []uint32 {
+	if x != nil {
+		return x.Cpus
+	}
+	return nil
+}
+
+func (x *Host) GetMemoryMb() uint64 {
+	if x != nil {
+		return x.MemoryMb
+	}
+	return 0
+}
+
 // HostInstance is one unikernel on a host.
 type HostInstance struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -673,7 +691,11 @@ type HostInstance struct {
 	// How it ended, as one clause: "exited with status 1". Empty while it runs.
 	Exit string `protobuf:"bytes,3,opt,name=exit,proto3" json:"exit,omitempty"`
 	// The last line of its console.
-	LastLine      string `protobuf:"bytes,4,opt,name=last_line,json=lastLine,proto3" json:"last_line,omitempty"`
+	LastLine string `protobuf:"bytes,4,opt,name=last_line,json=lastLine,proto3" json:"last_line,omitempty"`
+	// When it was started last, if the daemon tells.
+	Started *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=started,proto3" json:"started,omitempty"`
+	// How often the daemon has started it again after it ended by itself.
+	Restarts      uint32 `protobuf:"varint,6,opt,name=restarts,proto3" json:"restarts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -734,6 +756,20 @@ func (x *HostInstance) GetLastLine() string {
 		return x.LastLine
 	}
 	return ""
+}
+
+func (x *HostInstance) GetStarted() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Started
+	}
+	return nil
+}
+
+func (x *HostInstance) GetRestarts() uint32 {
+	if x != nil {
+		return x.Restarts
+	}
+	return 0
 }
 
 // BuildRecord is a build that was made, or that a builder makes now. Bucket fulmar-builds, key <build key>.
@@ -1146,17 +1182,21 @@ const file_fulmar_v1_record_proto_rawDesc = "" +
 	"\x06bridge\x18\x03 \x01(\tR\x06bridge\x12\x16\n" +
 	"\x06prefix\x18\x04 \x01(\tR\x06prefix\x12\x18\n" +
 	"\agateway\x18\x05 \x01(\tR\agateway\x12\x1a\n" +
-	"\breserved\x18\x06 \x03(\tR\breserved\"\x9b\x01\n" +
+	"\breserved\x18\x06 \x03(\tR\breserved\"\xcc\x01\n" +
 	"\x04Host\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\atargets\x18\x02 \x03(\tR\atargets\x125\n" +
 	"\tinstances\x18\x03 \x03(\v2\x17.fulmar.v1.HostInstanceR\tinstances\x12.\n" +
-	"\x04seen\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x04seen\"m\n" +
+	"\x04seen\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x04seen\x12\x12\n" +
+	"\x04cpus\x18\x05 \x03(\rR\x04cpus\x12\x1b\n" +
+	"\tmemory_mb\x18\x06 \x01(\x04R\bmemoryMb\"\xbf\x01\n" +
 	"\fHostInstance\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\arunning\x18\x02 \x01(\bR\arunning\x12\x12\n" +
 	"\x04exit\x18\x03 \x01(\tR\x04exit\x12\x1b\n" +
-	"\tlast_line\x18\x04 \x01(\tR\blastLine\"\xec\x02\n" +
+	"\tlast_line\x18\x04 \x01(\tR\blastLine\x124\n" +
+	"\astarted\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\astarted\x12\x1a\n" +
+	"\brestarts\x18\x06 \x01(\rR\brestarts\"\xec\x02\n" +
 	"\vBuildRecord\x12\x14\n" +
 	"\x05image\x18\x01 \x01(\tR\x05image\x12\x12\n" +
 	"\x04size\x18\x02 \x01(\x04R\x04size\x12\x16\n" +
@@ -1250,18 +1290,19 @@ var file_fulmar_v1_record_proto_depIdxs = []int32{
 	12, // 10: fulmar.v1.Lease.resting_until:type_name -> google.protobuf.Timestamp
 	8,  // 11: fulmar.v1.Host.instances:type_name -> fulmar.v1.HostInstance
 	12, // 12: fulmar.v1.Host.seen:type_name -> google.protobuf.Timestamp
-	14, // 13: fulmar.v1.BuildRecord.duration:type_name -> google.protobuf.Duration
-	12, // 14: fulmar.v1.BuildRecord.made:type_name -> google.protobuf.Timestamp
-	12, // 15: fulmar.v1.BuildRecord.claimed_until:type_name -> google.protobuf.Timestamp
-	15, // 16: fulmar.v1.Watch.request:type_name -> fulmar.v1.DeployRequest
-	11, // 17: fulmar.v1.Watch.sources:type_name -> fulmar.v1.WatchedSource
-	12, // 18: fulmar.v1.Watch.next:type_name -> google.protobuf.Timestamp
-	12, // 19: fulmar.v1.WatchedSource.looked:type_name -> google.protobuf.Timestamp
-	20, // [20:20] is the sub-list for method output_type
-	20, // [20:20] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	12, // 13: fulmar.v1.HostInstance.started:type_name -> google.protobuf.Timestamp
+	14, // 14: fulmar.v1.BuildRecord.duration:type_name -> google.protobuf.Duration
+	12, // 15: fulmar.v1.BuildRecord.made:type_name -> google.protobuf.Timestamp
+	12, // 16: fulmar.v1.BuildRecord.claimed_until:type_name -> google.protobuf.Timestamp
+	15, // 17: fulmar.v1.Watch.request:type_name -> fulmar.v1.DeployRequest
+	11, // 18: fulmar.v1.Watch.sources:type_name -> fulmar.v1.WatchedSource
+	12, // 19: fulmar.v1.Watch.next:type_name -> google.protobuf.Timestamp
+	12, // 20: fulmar.v1.WatchedSource.looked:type_name -> google.protobuf.Timestamp
+	21, // [21:21] is the sub-list for method output_type
+	21, // [21:21] is the sub-list for method input_type
+	21, // [21:21] is the sub-list for extension type_name
+	21, // [21:21] is the sub-list for extension extendee
+	0,  // [0:21] is the sub-list for field type_name
 }
 
 func init() { file_fulmar_v1_record_proto_init() }

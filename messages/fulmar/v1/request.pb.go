@@ -383,7 +383,12 @@ type UnitSpec struct {
 	// Ports of the host that lead to this unit.
 	Ports []*Port `protobuf:"bytes,7,rep,name=ports,proto3" json:"ports,omitempty"`
 	// What must hold before the stack is published. Default: a TCP connection to the target of each TCP port, else a ping.
-	Health        []*HealthCheck `protobuf:"bytes,8,rep,name=health,proto3" json:"health,omitempty"`
+	Health []*HealthCheck `protobuf:"bytes,8,rep,name=health,proto3" json:"health,omitempty"`
+	// Whether the host starts it again after it ended by itself: "never" (default), "on-failure" (after a status other than
+	// 0) or "always" (after 0 too). As albatross has it, it does so with growing pauses, and never after a signal or the
+	// statuses 1 and 60 to 64, by which a unikernel says that another try is of no use. A deployment that is not yet
+	// published fails all the same.
+	Restart       string `protobuf:"bytes,9,opt,name=restart,proto3" json:"restart,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -472,6 +477,13 @@ func (x *UnitSpec) GetHealth() []*HealthCheck {
 		return x.Health
 	}
 	return nil
+}
+
+func (x *UnitSpec) GetRestart() string {
+	if x != nil {
+		return x.Restart
+	}
+	return ""
 }
 
 // Image says where the image of a unit comes from. Exactly one source.
@@ -1605,7 +1617,7 @@ const file_fulmar_v1_request_proto_rawDesc = "" +
 	"\x0eDiscardRequest\x12 \n" +
 	"\tif_newest\x18\x01 \x01(\x04H\x00R\bifNewest\x88\x01\x01B\f\n" +
 	"\n" +
-	"_if_newest\"\xf5\x01\n" +
+	"_if_newest\"\x8f\x02\n" +
 	"\bUnitSpec\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12&\n" +
 	"\x05image\x18\x02 \x01(\v2\x10.fulmar.v1.ImageR\x05image\x12\x12\n" +
@@ -1614,7 +1626,8 @@ const file_fulmar_v1_request_proto_rawDesc = "" +
 	"\x04cpus\x18\x05 \x03(\rR\x04cpus\x12\x16\n" +
 	"\x06device\x18\x06 \x01(\tR\x06device\x12%\n" +
 	"\x05ports\x18\a \x03(\v2\x0f.fulmar.v1.PortR\x05ports\x12.\n" +
-	"\x06health\x18\b \x03(\v2\x16.fulmar.v1.HealthCheckR\x06health\"\xb3\x02\n" +
+	"\x06health\x18\b \x03(\v2\x16.fulmar.v1.HealthCheckR\x06health\x12\x18\n" +
+	"\arestart\x18\t \x01(\tR\arestart\"\xb3\x02\n" +
 	"\x05Image\x12\x14\n" +
 	"\x04file\x18\x01 \x01(\tH\x00R\x04file\x12\x18\n" +
 	"\x06object\x18\x02 \x01(\tH\x00R\x06object\x12\x12\n" +
