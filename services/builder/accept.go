@@ -2,6 +2,7 @@ package builder
 
 import (
 	"slices"
+	"strings"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -42,14 +43,29 @@ func Enter(h *fulmarv1.Head, r bus.Request, w Surroundings) (*fulmarv1.HeadDeplo
 		return nil, err
 	}
 	network, ok := w.Networks[d.GetContent().GetNetwork()]
+	if last := newest(h); !ok && len(d.GetContent().GetUnits()) == 0 && last != nil { // nothing keeps a stack from going
+		network, ok = &fulmarv1.Network{Name: d.GetContent().GetNetwork(), Host: last.GetHost()}, true
+	}
 	if !ok {
-		return nil, messages.Refuse(fulmarv1.ReasonCode_REASON_CODE_NOT_FOUND, "network %q does not exist", d.GetContent().GetNetwork())
+		return nil, missing(r.Kind, d.GetContent().GetNetwork())
 	}
 	if w.Hosts[network.GetHost()] == nil && len(d.GetContent().GetUnits()) > 0 {
 		return nil, messages.Refuse(fulmarv1.ReasonCode_REASON_CODE_NOT_FOUND, "network %s is on host %s, which has never reported what it runs: does vmm run there?", network.GetName(), network.GetHost())
 	}
+	if err := room(d.GetContent(), w.Hosts[network.GetHost()]); err != nil {
+		return nil, err
+	}
 	d.Generation, d.Host = r.Generation, network.GetHost()
 	return d, place(h, r.Stack, d, w)
+}
+
+// missing refuses a network that does not exist, which a content that was deployed once may name.
+func missing(k fulmarv1.Kind, network string) error {
+	if k == fulmarv1.Kind_KIND_DEPLOY {
+		return messages.Refuse(fulmarv1.ReasonCode_REASON_CODE_NOT_FOUND, "network %q does not exist: fulmar network ls lists them", network)
+	}
+	return messages.Refuse(fulmarv1.ReasonCode_REASON_CODE_NOT_FOUND,
+		"the content of this %s is on network %q, which does not exist any more: add it again with fulmar network add, or deploy to another", messages.KindName(k), network)
 }
 
 // place refuses a deployment on another host than what is there, and one whose ports another stack holds.
@@ -143,7 +159,7 @@ func network(h *fulmarv1.Head, w Surroundings) (string, error) {
 	case 1:
 		return names[0], nil
 	}
-	return "", messages.Refuse(fulmarv1.ReasonCode_REASON_CODE_INVALID, "the request names no network and there are several: %q", names)
+	return "", messages.Refuse(fulmarv1.ReasonCode_REASON_CODE_INVALID, "the request names no network and there are several: choose one of %s with --network, or the field network", strings.Join(names, ", "))
 }
 
 // retire gives the content of no units. Whatever of the stack is there or on its way, down to an empty live content, is

@@ -134,6 +134,11 @@ func TestEnterRefuses(t *testing.T) {
 	one := `"units":[{"image":{"file":"/a"},"ports":[{"port":80}]}]`
 	holder := &fulmarv1.Head{Stack: "shop", Deployments: []*fulmarv1.HeadDeployment{entry(2, live, contentOf("a", 80))}}
 	a := contentOf("a", 80)
+	small := func() Surroundings {
+		w := aWorld()
+		w.Hosts["host1"] = &fulmarv1.Host{Name: "host1", Cpus: []uint32{0, 1}, MemoryMb: 1024}
+		return w
+	}
 	elsewhere := func(d *fulmarv1.HeadDeployment) *fulmarv1.HeadDeployment {
 		d.Host = "host2"
 		return d
@@ -153,9 +158,9 @@ func TestEnterRefuses(t *testing.T) {
 	}{
 		"what cannot be read":                     {deployKind, nil, aWorld(), `{"x":1}`, invalid, `deploy request: unknown field "x" (line 1, column 2)`},
 		"what contradicts itself":                 {deployKind, nil, aWorld(), `{}`, invalid, "units: a deployment needs at least one; to take the stack out of service, retire it"},
-		"an unknown network":                      {deployKind, nil, aWorld(), `{"network":"wan",` + one + `}`, notFound, `network "wan" does not exist`},
+		"an unknown network":                      {deployKind, nil, aWorld(), `{"network":"wan",` + one + `}`, notFound, `network "wan" does not exist: fulmar network ls lists them`},
 		"no network where there is none":          {deployKind, nil, Surroundings{Now: now}, `{` + one + `}`, notFound, "there is no network: add one with fulmar network add"},
-		"no network where there are two":          {deployKind, nil, aWorld(), `{` + one + `}`, invalid, `the request names no network and there are several: ["far" "lan"]`},
+		"no network where there are two":          {deployKind, nil, aWorld(), `{` + one + `}`, invalid, `the request names no network and there are several: choose one of far, lan with --network, or the field network`},
 		"a generation that has moved":             {deployKind, headOf(entry(3, live, a)), aWorld(), `{"if_newest":"2",` + one + `}`, conflict, "the request means stack web at generation 2, but its newest is 3"},
 		"a generation of any kind":                {retireKind, headOf(entry(3, live, a)), aWorld(), `{"if_newest":"4"}`, conflict, "the request means stack web at generation 4, but its newest is 3"},
 		"a port of another stack":                 {deployKind, nil, aWorld(holder), `{"network":"lan",` + one + `}`, conflict, "port 80/tcp of host host1 is held by stack shop"},
@@ -170,7 +175,10 @@ func TestEnterRefuses(t *testing.T) {
 		"a renewal of nothing":                    {renewKind, headOf(entry(3, staged, a)), aWorld(), "", notFound, "stack web has nothing live to renew"},
 		"a renewal of what is retired":            {renewKind, headOf(entry(3, live, nothing())), aWorld(), "", notFound, "stack web has nothing live to renew"},
 		"a discard of nothing":                    {discardKind, headOf(entry(3, live, a)), aWorld(), "", notFound, "stack web has nothing staged to discard"},
-		"a rollback to a network that is no more": {rollbackKind, &fulmarv1.Head{Stack: "web", Previous: &fulmarv1.Content{Network: "old"}}, aWorld(), "", notFound, `network "old" does not exist`},
+		"a rollback to a network that is no more": {rollbackKind, &fulmarv1.Head{Stack: "web", Previous: &fulmarv1.Content{Network: "old"}}, aWorld(), "", notFound, `the content of this rollback is on network "old", which does not exist any more: add it again with fulmar network add, or deploy to another`},
+		"a CPU that the host has not":             {deployKind, nil, small(), `{"network":"lan","units":[{"image":{"file":"/a"},"cpus":[1,2]}]}`, invalid, "unit web: host host1 has no CPU 2; it has 0-1"},
+		"memory that the host has not":            {deployKind, nil, small(), `{"network":"lan","units":[{"image":{"file":"/a"},"memory":1025}]}`, invalid, "unit web: it asks for 1025 MB of memory, and host host1 has 1024 MB"},
+		"a rollback to more than the host has":    {rollbackKind, &fulmarv1.Head{Stack: "web", Previous: &fulmarv1.Content{Network: "lan", Units: []*fulmarv1.UnitSpec{{Name: "a", Memory: 1000}, {Name: "b", Memory: 1000}}}}, small(), "", invalid, "the units ask for 2000 MB of memory together, and host host1 has 1024 MB"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := Enter(c.head, bus.Request{Generation: 9, Kind: c.kind, Stack: "web", Body: []byte(c.body)}, c.w)
@@ -179,6 +187,15 @@ func TestEnterRefuses(t *testing.T) {
 				t.Errorf("got  %v\nwant %s: %s", err, c.code, c.want)
 			}
 		})
+	}
+}
+
+func TestAStackGoesThoughItsNetworkIsGone(t *testing.T) {
+	w := aWorld()
+	delete(w.Networks, "lan")
+	d, err := Enter(headOf(entry(3, live, contentOf("a", 80))), bus.Request{Generation: 9, Kind: retireKind, Stack: "web"}, w)
+	if err != nil || d.GetHost() != "host1" || d.GetContent().GetNetwork() != "lan" {
+		t.Errorf("got %v, %v", d, err)
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	"fulmar/messages"
@@ -39,6 +40,48 @@ func fit(spec *fulmarv1.UnitSpec, i image, host *fulmarv1.Host) (*fulmarv1.Unit,
 		return nil, refuse(err)
 	}
 	return &fulmarv1.Unit{Name: spec.GetName(), Image: i.digest, ImageSize: i.size, Target: target, Device: device}, nil
+}
+
+// room refuses a content for which its host has not the CPUs or the memory. What the host does not tell is not checked.
+func room(c *fulmarv1.Content, host *fulmarv1.Host) error {
+	refuse := func(format string, args ...any) error {
+		return messages.Refuse(fulmarv1.ReasonCode_REASON_CODE_INVALID, format, args...)
+	}
+	memory := host.GetMemoryMb()
+	var sum uint64
+	for _, u := range c.GetUnits() {
+		for _, id := range u.GetCpus() {
+			if len(host.GetCpus()) > 0 && !slices.Contains(host.GetCpus(), id) {
+				return refuse("unit %s: host %s has no CPU %d; it has %s", u.GetName(), host.GetName(), id, ranges(host.GetCpus()))
+			}
+		}
+		if memory > 0 && uint64(u.GetMemory()) > memory {
+			return refuse("unit %s: it asks for %d MB of memory, and host %s has %d MB", u.GetName(), u.GetMemory(), host.GetName(), memory)
+		}
+		sum += uint64(u.GetMemory())
+	}
+	if memory > 0 && sum > memory {
+		return refuse("the units ask for %d MB of memory together, and host %s has %d MB", sum, host.GetName(), memory)
+	}
+	return nil
+}
+
+// ranges writes ids in ascending order as 0-3,6.
+func ranges(ids []uint32) string {
+	var parts []string
+	for i := 0; i < len(ids); {
+		last := i
+		for last+1 < len(ids) && ids[last+1] == ids[last]+1 {
+			last++
+		}
+		part := strconv.FormatUint(uint64(ids[i]), 10)
+		if last > i {
+			part += "-" + strconv.FormatUint(uint64(ids[last]), 10)
+		}
+		parts = append(parts, part)
+		i = last + 1
+	}
+	return strings.Join(parts, ",")
 }
 
 // netDevice gives the device of a manifest that is joined to the network: the one that the request names, or the only

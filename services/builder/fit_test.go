@@ -80,3 +80,29 @@ func TestFit(t *testing.T) {
 		})
 	}
 }
+
+func TestRoom(t *testing.T) {
+	asks := func(units ...*fulmarv1.UnitSpec) *fulmarv1.Content { return &fulmarv1.Content{Units: units} }
+	for name, c := range map[string]struct {
+		content *fulmarv1.Content
+		host    *fulmarv1.Host
+		want    string
+	}{
+		"all that there is":             {asks(&fulmarv1.UnitSpec{Memory: 64, Cpus: []uint32{0, 7}}), &fulmarv1.Host{Cpus: []uint32{0, 1, 7}, MemoryMb: 64}, ""},
+		"a host that tells nothing":     {asks(&fulmarv1.UnitSpec{Memory: 1 << 20, Cpus: []uint32{99}}), &fulmarv1.Host{}, ""},
+		"no host":                       {asks(), nil, ""},
+		"a CPU that is off":             {asks(&fulmarv1.UnitSpec{Name: "a", Cpus: []uint32{2}}), &fulmarv1.Host{Name: "h", Cpus: []uint32{0, 1, 3, 4, 5, 7}}, "unit a: host h has no CPU 2; it has 0-1,3-5,7"},
+		"one unit too large":            {asks(&fulmarv1.UnitSpec{Name: "a", Memory: 65}), &fulmarv1.Host{Name: "h", MemoryMb: 64}, "unit a: it asks for 65 MB of memory, and host h has 64 MB"},
+		"units that are together large": {asks(&fulmarv1.UnitSpec{Memory: 40}, &fulmarv1.UnitSpec{Memory: 40}), &fulmarv1.Host{Name: "h", MemoryMb: 64}, "the units ask for 80 MB of memory together, and host h has 64 MB"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got := ""
+			if err := room(c.content, c.host); err != nil {
+				got = err.Error()
+			}
+			if got != c.want {
+				t.Errorf("got %q, want %q", got, c.want)
+			}
+		})
+	}
+}
