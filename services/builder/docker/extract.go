@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -123,7 +124,7 @@ func (e *Engine) look(ctx context.Context, name, path string) (rootfs.Entry, err
 	case errdefs.IsNotFound(err):
 		return e.missing(ctx, name)
 	case err != nil:
-		return rootfs.Entry{}, e.explain("look for "+path, err)
+		return e.unclear(ctx, name, path, err)
 	case stat.Mode.IsRegular():
 		return rootfs.Entry{Kind: rootfs.File, Size: stat.Size}, nil
 	case stat.Mode.IsDir():
@@ -136,6 +137,19 @@ func (e *Engine) look(ctx context.Context, name, path string) (rootfs.Entry, err
 		return rootfs.Entry{}, err
 	}
 	return rootfs.Entry{Kind: rootfs.Link, Link: header.Linkname}, in.Close()
+}
+
+// unclear tells what an engine has at a path that it answered a question for by an error without words.
+func (e *Engine) unclear(ctx context.Context, name, path string, first error) (rootfs.Entry, error) {
+	in, _, err := e.open(ctx, name, path)
+	if err == nil {
+		in.Close()
+		err = e.explain("look for "+path, first)
+	}
+	if strings.Contains(err.Error(), "too many links") {
+		return rootfs.Entry{Kind: rootfs.Link, Link: path}, nil // it follows them itself, in vain
+	}
+	return rootfs.Entry{}, err
 }
 
 // missing tells a path that is not there from a container that somebody removed.

@@ -13,8 +13,11 @@ import (
 	fulmarv1 "fulmar/messages/fulmar/v1"
 )
 
-// maxLinks is how many links lead to a file at most: what Linux allows.
-const maxLinks = 40
+// What Linux allows.
+const (
+	maxLinks = 40
+	maxPath  = 4096 // bytes
+)
 
 // Kind is what is at a path.
 type Kind string
@@ -72,7 +75,9 @@ func Find(name string, limit int64, look Lookup) (string, error) {
 			if strings.HasPrefix(entry.Link, "/") {
 				at = "/"
 			}
-			rest = entry.Link + "/" + rest
+			if rest = entry.Link + "/" + rest; len(rest) > maxPath {
+				return "", messages.Refuse(fulmarv1.ReasonCode_REASON_CODE_IMAGE, "%s leads through a path of more than %d bytes of the image", name, maxPath)
+			}
 		case entry.Kind == Directory:
 			at = here
 		case !last:

@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"os/exec"
@@ -91,10 +92,12 @@ func (e *Engine) Restart(tb testing.TB) {
 
 // run starts dockerd and waits until it says that it is ready.
 func (e *Engine) run() error {
-	ready, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: filepath.Join(e.dir, "notify.sock"), Net: "unixgram"})
+	address := filepath.Join(e.dir, "notify.sock")
+	ready, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: address, Net: "unixgram"})
 	if err != nil {
 		return fmt.Errorf("hear from dockerd: %w", err)
 	}
+	defer os.Remove(address)
 	defer ready.Close()
 	said, err := os.OpenFile(filepath.Join(e.dir, "log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
@@ -106,7 +109,7 @@ func (e *Engine) run() error {
 		"--data-root", filepath.Join(e.dir, "data"), "--exec-root", filepath.Join(e.dir, "run"), "--pidfile", filepath.Join(e.dir, "pid"),
 		"--iptables=false", "--ip6tables=false", "--ip-forward=false", "--ip-masq=false", "--bridge=none",
 	}, e.args...)...)
-	e.process.Env = append(os.Environ(), "NOTIFY_SOCKET="+ready.LocalAddr().String())
+	e.process.Env = append(os.Environ(), "NOTIFY_SOCKET="+address)
 	e.process.Stdout, e.process.Stderr = said, said
 	e.process.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM} // the end of a terminal is not its end
 	e.exited = make(chan struct{})
@@ -180,8 +183,11 @@ func (e *Engine) end(signal syscall.Signal) error {
 		<-e.exited
 	}
 	var err error
-	for _, child := range children { // containerd outlives a dockerd that was killed
+	for _, child := range children { // a dockerd that was killed ends none of them
 		err = errors.Join(err, child.end())
+	}
+	if gone := os.Remove(filepath.Join(e.dir, "run/containerd/containerd.pid")); gone != nil && !errors.Is(gone, fs.ErrNotExist) {
+		err = errors.Join(err, gone) // the next dockerd would take whoever has the number for its containerd
 	}
 	return err
 }

@@ -48,6 +48,9 @@ func Archive(tb testing.TB, files ...File) []byte {
 		if h.Mode == 0 {
 			h.Mode = 0o755
 		}
+		if h.Typeflag == tar.TypeChar {
+			h.Devmajor, h.Devminor = 1, 3 // /dev/null; 0, 0 means that a file was removed
+		}
 		if h.Typeflag == 0 && h.Linkname != "" {
 			h.Typeflag = tar.TypeSymlink
 		}
