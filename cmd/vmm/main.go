@@ -2,8 +2,10 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 
@@ -11,19 +13,38 @@ import (
 	"github.com/oklog/run"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"fulmar/albatross/influx"
+	"fulmar/albatross/remote"
 	"fulmar/bus"
 	"fulmar/services/vmm"
 )
 
 type config struct {
 	bus.Config
-	Host       string   `env:"FULMAR_HOST" placeholder:"NAME" help:"Name of this host. Default: the short name of this machine."`
-	Dir        string   `env:"VMM_DIR" default:"/run/albatross" help:"Run directory of the albatross daemon, which holds util/vmmd.sock."`
-	Path       string   `env:"VMM_PATH" placeholder:"LABEL:..." help:"Path in albatross's names that the instances are below. Empty: the root."`
-	Cache      string   `env:"VMM_CACHE" default:"/var/cache/fulmar/images" help:"Directory that images are kept in."`
-	CacheBytes int64    `env:"VMM_CACHE_BYTES" default:"1073741824" help:"Images that are kept, in bytes."`
-	Targets    []string `env:"VMM_TARGETS" default:"spt" help:"Targets that the daemon runs."`
-	CPUs       []int    `name:"cpus" env:"VMM_CPUS" help:"CPU ids of units that name none. A real albatrossd wants some."`
+	Host       string       `env:"FULMAR_HOST" placeholder:"NAME" help:"Name of this host. Default: the short name of this machine."`
+	Dir        string       `env:"VMM_DIR" default:"/run/albatross" help:"Run directory of the albatross daemon, which holds util/vmmd.sock."`
+	Path       string       `env:"VMM_PATH" placeholder:"LABEL:..." help:"Path in albatross's names that the instances are below. Empty: the root."`
+	Cache      string       `env:"VMM_CACHE" default:"/var/cache/fulmar/images" help:"Directory that images are kept in."`
+	CacheBytes int64        `env:"VMM_CACHE_BYTES" default:"1073741824" help:"Images that are kept, in bytes."`
+	Targets    []string     `env:"VMM_TARGETS" default:"spt" help:"Targets that the daemon runs, as spt,hvt."`
+	CPUs       []int        `name:"cpus" env:"VMM_CPUS" help:"CPU ids of units that name none. A real albatrossd wants some."`
+	Remote     remoteConfig `embed:""`
+	Influx     influxConfig `embed:""`
+}
+
+// remoteConfig is a daemon on another machine.
+type remoteConfig struct {
+	Remote   string `env:"VMM_REMOTE" placeholder:"HOST:PORT" help:"TLS endpoint of a daemon on another machine, asked in place of --dir. Needs --cert and --key."`
+	CA       string `name:"ca" env:"VMM_CA" placeholder:"FILE" help:"Root CA of the endpoint (default: the root in --cert)."`
+	Cert     string `env:"VMM_CERT" placeholder:"FILE" help:"Certificate of the CA that signs commands, and those up to the root. The instances are in the CA's path."`
+	Key      string `env:"VMM_KEY" placeholder:"FILE" help:"Private key of --cert."`
+	Consoles int    `env:"VMM_CONSOLES" default:"16" help:"Consoles that are followed at once, those of the youngest instances. Each is a connection to the endpoint."`
+}
+
+// influxConfig is where statistics go beside the bus.
+type influxConfig struct {
+	Influx      string `env:"VMM_INFLUX" placeholder:"URL" help:"Where statistics go in influx line protocol: tcp://HOST:PORT, or http(s)://HOST:PORT/write?db=NAME."`
+	InfluxToken string `env:"VMM_INFLUX_TOKEN" placeholder:"TOKEN" help:"Token of InfluxDB 2, over HTTP."`
 }
 
 func main() {
@@ -37,13 +58,35 @@ func main() {
 }
 
 func serve(ctx context.Context, cfg config, log *slog.Logger) error {
-	if cfg.Host == "" {
-		cfg.Host = bus.HostName()
+	c, err := cfg.vmm()
+	if err != nil {
+		return err
 	}
-	return bus.Serve(ctx, cfg.Config, "vmm", cfg.Host, log, func(b *bus.Bus, reg prometheus.Registerer) (bus.Service, error) {
-		return vmm.New(b, vmm.Config{
-			Host: cfg.Host, Dir: cfg.Dir, Path: cfg.Path, Cache: cfg.Cache, CacheBytes: cfg.CacheBytes,
-			Targets: cfg.Targets, CPUs: cfg.CPUs,
-		}, reg)
+	return bus.Serve(ctx, cfg.Config, "vmm", c.Host, log, func(b *bus.Bus, reg prometheus.Registerer) (bus.Service, error) {
+		return vmm.New(b, c, reg)
 	})
+}
+
+// vmm is the configuration of the service.
+func (cfg config) vmm() (vmm.Config, error) {
+	c := vmm.Config{
+		Host: cmp.Or(cfg.Host, bus.HostName()), Dir: cfg.Dir, Path: cfg.Path, Cache: cfg.Cache, CacheBytes: cfg.CacheBytes,
+		Targets: cfg.Targets, CPUs: cfg.CPUs, Influx: influx.Config{Target: cfg.Influx.Influx, Token: cfg.Influx.InfluxToken},
+	}
+	if cfg.Remote.Remote == "" {
+		return c, nil
+	}
+	if cfg.Path != "" {
+		return c, errors.New("the path is that of the CA with which a remote daemon is asked: give no --path")
+	}
+	endpoint, err := remote.LoadEndpoint(cfg.Remote.Remote, cfg.Remote.CA, cfg.Remote.Cert, cfg.Remote.Key)
+	if err != nil {
+		return c, fmt.Errorf("ask a remote daemon: %w", err)
+	}
+	path, err := endpoint.CA.Path()
+	if err != nil {
+		return c, fmt.Errorf("ask a remote daemon: %w", err)
+	}
+	c.Path, c.Remote = path.String(), &vmm.Remote{Client: endpoint.Client(), Consoles: cfg.Remote.Consoles}
+	return c, nil
 }

@@ -5,6 +5,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"net"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -47,6 +50,9 @@ type follow struct {
 func (w *watcher) followAll(ctx context.Context, following *sync.WaitGroup) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if r := w.config.Remote; r != nil {
+		w.want = youngest(w.want, cmp.Or(r.Consoles, DefaultConsoles))
+	}
 	for name, f := range w.follows {
 		if _, wanted := w.want[name]; !wanted {
 			f.cancel()
@@ -63,6 +69,30 @@ func (w *watcher) followAll(ctx context.Context, following *sync.WaitGroup) {
 		w.follows[name] = f
 		following.Go(func() { w.follow(ctx, name, f) })
 	}
+}
+
+// youngest gives as many of the wanted consoles as there may be: those of instances that have just gone, and then of the
+// youngest generations.
+func youngest(want map[string]origin, n int) map[string]origin {
+	if len(want) <= n {
+		return want
+	}
+	names := slices.SortedFunc(maps.Keys(want), func(a, b string) int {
+		if gone := want[a].silent; gone != want[b].silent {
+			if gone {
+				return -1
+			}
+			return 1
+		}
+		_, _, older, _ := messages.ParseInstance(a)
+		_, _, newer, _ := messages.ParseInstance(b)
+		return cmp.Or(cmp.Compare(newer, older), cmp.Compare(a, b))
+	})
+	some := map[string]origin{}
+	for _, name := range names[:n] {
+		some[name] = want[name]
+	}
+	return some
 }
 
 // follow passes on the lines of a console until ctx ends. Whatever ends the subscription, there is another one.
@@ -145,9 +175,15 @@ const (
 	quiet        = 100 * time.Millisecond // after which a console has no more past to tell
 )
 
-// Endpoints answers what is on the console of an instance.
+// Endpoints answers what is on the console of an instance, and what instances used.
 func (s *Service) Endpoints() []bus.Endpoint {
 	return []bus.Endpoint{{
+		Name: "stats", Subject: messages.StatsQuery(s.config.Host),
+		Request: func() proto.Message { return &fulmarv1.StatsRequest{} },
+		Handle: func(_ context.Context, request proto.Message) (proto.Message, error) {
+			return s.stats.answer(request.(*fulmarv1.StatsRequest))
+		},
+	}, {
 		Name: "console", Subject: messages.ConsoleQuery(s.config.Host),
 		Request: func() proto.Message { return &fulmarv1.ConsoleRequest{} },
 		Handle: func(ctx context.Context, request proto.Message) (proto.Message, error) {
@@ -158,7 +194,7 @@ func (s *Service) Endpoints() []bus.Endpoint {
 }
 
 // past gives the last lines of an instance's console. The daemon does not say where they end and the new ones begin, so
-// it reads until there are enough or no more come for a moment.
+// it reads until there are enough or no more come for a moment, which is longer where it takes longer to connect.
 func (s *Service) past(ctx context.Context, instance string, lines int) (*fulmarv1.ConsoleReply, error) {
 	if _, _, _, ok := messages.ParseInstance(instance); !ok {
 		return nil, fmt.Errorf("instance %q: want STACK.UNIT.GENERATION, as web.web.42", instance)
@@ -170,11 +206,22 @@ func (s *Service) past(ctx context.Context, instance string, lines int) (*fulmar
 	lines = min(cmp.Or(lines, defaultLines), backlog)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	timer := time.AfterFunc(quiet, cancel)
+	client, moment := s.client, quiet
+	timer := time.AfterFunc(moment, cancel)
 	defer timer.Stop()
+	if s.config.Remote != nil {
+		timer.Reset(lookTime)
+		client = &albatross.Client{Open: func(ctx context.Context, name albatross.Name, m albatross.Command) (net.Conn, error) {
+			begin := time.Now()
+			conn, err := s.client.Open(ctx, name, m)
+			moment += time.Since(begin)
+			timer.Reset(moment)
+			return conn, err
+		}}
+	}
 	reply := &fulmarv1.ConsoleReply{}
-	err = s.client.Subscribe(ctx, name, albatross.ConsoleSubscribe{Count: lines}, func(l albatross.ConsoleLine) error {
-		timer.Reset(quiet)
+	err = client.Subscribe(ctx, name, albatross.ConsoleSubscribe{Count: lines}, func(l albatross.ConsoleLine) error {
+		timer.Reset(moment)
 		reply.Lines = append(reply.Lines, &fulmarv1.ConsoleLine{Time: timestamppb.New(l.Time), Line: strings.ToValidUTF8(l.Line, "\uFFFD")})
 		if len(reply.Lines) == lines {
 			return context.Canceled

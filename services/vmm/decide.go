@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"fulmar/albatross"
+	"fulmar/albatross/remote"
 	"fulmar/messages"
 	fulmarv1 "fulmar/messages/fulmar/v1"
 )
@@ -100,7 +101,7 @@ func (s Start) Differs(have albatross.Info) string {
 func (s Start) Judge(err error, leased, now time.Time) error {
 	var failure *albatross.FailureError
 	switch {
-	case !errors.As(err, &failure):
+	case !errors.As(err, &failure), failure.Message == remote.ErrNoDaemon.Error(): // the endpoint before the daemon was asked
 		return fmt.Errorf("start %s: %w", s.Name, err)
 	case passing(failure.Message) && now.Sub(leased) < patience:
 		return fmt.Errorf("start %s: %w", s.Name, err)

@@ -9,6 +9,8 @@ type metrics struct {
 	images        *prometheus.CounterVec
 	looks         *prometheus.CounterVec
 	lines         prometheus.Counter
+	samples       prometheus.Counter
+	influx        *prometheus.CounterVec
 	running       prometheus.Gauge
 }
 
@@ -28,12 +30,25 @@ func newMetrics(r prometheus.Registerer) metrics {
 		lines: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "fulmar_vmm_console_lines_total", Help: "Console lines that were passed on.",
 		}),
+		samples: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "fulmar_vmm_stats_samples_total", Help: "Samples of what instances use that the daemon told.",
+		}),
+		influx: counters("fulmar_vmm_influx_lines_total", "Lines for influx by their end: sent, or dropped because it did not take them.", "result"),
 		running: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "fulmar_vmm_running_instances", Help: "Instances that run, as of the last look.",
 		}),
 	}
 	if r != nil {
-		r.MustRegister(m.creates, m.createSeconds, m.destroys, m.images, m.looks, m.lines, m.running)
+		r.MustRegister(m.creates, m.createSeconds, m.destroys, m.images, m.looks, m.lines, m.samples, m.influx, m.running)
 	}
 	return m
+}
+
+// influxed counts lines for influx.
+func (m metrics) influxed(lines int, sent bool) {
+	result := "dropped"
+	if sent {
+		result = "sent"
+	}
+	m.influx.WithLabelValues(result).Add(float64(lines))
 }

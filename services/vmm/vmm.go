@@ -2,7 +2,7 @@
 //
 // It hears leased and says started, and hears drained and says stopped. Its state is the daemon's: it asks what runs. The
 // record of its host in the bucket fulmar-hosts is what it saw last; beside that it only caches images, on disk by digest,
-// and passes on the lines of the instances' consoles, which are not kept.
+// and passes on the lines of the instances' consoles, and what the instances use, of which it keeps ten minutes in memory.
 //
 // The invariant it guards: an instance is created only before its deployment's deadline, which is looked at right before
 // each create, and what is stopped is what drained names and nothing else. Names are never used for another instance, so
@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"fulmar/albatross"
+	"fulmar/albatross/influx"
 	"fulmar/bus"
 	"fulmar/messages"
 	fulmarv1 "fulmar/messages/fulmar/v1"
@@ -30,6 +31,7 @@ import (
 const (
 	DefaultCacheBytes = 1 << 30
 	DefaultPoll       = time.Second
+	DefaultConsoles   = 16 // of a remote daemon: an endpoint takes 32 connections of one path, and vmm needs some for the rest
 )
 
 // stopTime bounds one destroy: a daemon that does not answer is asked again.
@@ -39,12 +41,20 @@ const stopTime = 30 * time.Second
 type Config struct {
 	Host       string        // its name
 	Dir        string        // run directory of its albatross daemon: sockets are in util/
+	Remote     *Remote       // how its daemon is asked in place of the sockets; nil: by them
 	Path       string        // path of the names it gives to albatross, as "a:b"; empty: the root
 	Cache      string        // directory for images; made if it is missing
 	CacheBytes int64         // of images in it at most; 0 means DefaultCacheBytes
 	Targets    []string      // that the daemon runs; nil means spt
 	CPUs       []int         // CPU ids of units that name none; a real albatrossd wants some
 	Poll       time.Duration // between two looks at what runs; 0 means DefaultPoll
+	Influx     influx.Config // where statistics go beside the bus; no target: nowhere
+}
+
+// Remote is a daemon on another machine.
+type Remote struct {
+	Client   *albatross.Client
+	Consoles int // that are followed at once at most: each is a connection; 0 means DefaultConsoles
 }
 
 // Service is vmm of one host.
@@ -56,6 +66,8 @@ type Service struct {
 	client  *albatross.Client
 	images  *images
 	watcher *watcher
+	stats   *statistics
+	sink    *influx.Sink // nil: none
 	metrics metrics
 }
 
@@ -81,8 +93,21 @@ func New(b *bus.Bus, c Config, reg prometheus.Registerer) (*Service, error) {
 		return nil, fmt.Errorf("make image cache: %w", err)
 	}
 	s := &Service{bus: b, log: b.Log, config: c, path: path, client: &albatross.Client{Dir: c.Dir}, metrics: newMetrics(reg)}
+	if c.Remote != nil {
+		s.client = c.Remote.Client
+	}
+	if c.Influx.Target != "" {
+		c.Influx.Log, c.Influx.Count = b.Log, s.metrics.influxed
+		if s.sink, err = influx.New(c.Influx); err != nil {
+			return nil, err
+		}
+	}
+	s.stats = newStatistics(b, c.Host, path, s.client, s.metrics, s.sink)
+	if reg != nil {
+		reg.MustRegister(newUnikernels(c.Host, s.stats.now))
+	}
 	s.images = &images{store: b.Images, log: b.Log, dir: c.Cache, limit: c.CacheBytes, metrics: s.metrics}
-	s.watcher = newWatcher(b, c, path, s.client, s.metrics)
+	s.watcher = newWatcher(b, c, path, s.client, s.metrics, s.stats.looked)
 	return s, nil
 }
 
@@ -100,6 +125,10 @@ func (s *Service) Run(ctx context.Context) error {
 		})
 	})
 	g.Go(func() error { return s.watcher.run(ctx) })
+	g.Go(func() error { return s.stats.run(ctx) })
+	if s.sink != nil {
+		g.Go(func() error { return s.sink.Run(ctx) })
+	}
 	return g.Wait()
 }
 

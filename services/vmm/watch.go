@@ -19,23 +19,32 @@ import (
 )
 
 const (
-	lookTime = 10 * time.Second // for the daemon to answer one look
-
-	// After an exit is known or suspected the next looks come in quick succession, for a while.
-	hurried   = 5 * time.Millisecond
+	lookTime  = 10 * time.Second // for the daemon to answer one look
 	hurryTime = time.Second
-
-	// An image that cannot run dies right after it was created, and not every daemon tells. So the next looks come sooner.
-	youngPoll = 50 * time.Millisecond
 	youngTime = 2 * time.Second
+)
 
+// pace is how often the daemon is looked at when there is a reason to.
+type pace struct {
+	// After an exit is known or suspected the next looks come in quick succession, for hurryTime.
+	hurried time.Duration
+	// An image that cannot run dies right after it was created, and not every daemon tells. So the next looks come sooner,
+	// for youngTime.
+	young time.Duration
 	// The first look after a create leaves the machine to the deployment that waits for it; the console is followed at
 	// once, and whatever ends there is looked at at once.
-	firstLook = 25 * time.Millisecond
+	first time.Duration
+	// For the console of an instance that is gone to say how it ended.
+	grace time.Duration
+}
 
-	// grace is for the console of an instance that is gone to say how it ended.
-	grace = 50 * time.Millisecond
-)
+// paceOf is slower where each look is a connection to another machine, with a certificate of its own.
+func paceOf(c Config) pace {
+	if c.Remote != nil {
+		return pace{hurried: 100 * time.Millisecond, young: 250 * time.Millisecond, first: 100 * time.Millisecond, grace: time.Second}
+	}
+	return pace{hurried: 5 * time.Millisecond, young: 50 * time.Millisecond, first: 25 * time.Millisecond, grace: 50 * time.Millisecond}
+}
 
 // watcher looks at what runs, keeps the record of the host, and follows the consoles.
 type watcher struct {
@@ -45,8 +54,10 @@ type watcher struct {
 	path    albatross.Path
 	client  *albatross.Client
 	metrics metrics
-	poke    chan struct{} // asks run for a look
-	come    chan struct{} // tells run of an instance that was created
+	pace    pace
+	looked  func(running map[string]bool, at time.Time) // is told what each look saw
+	poke    chan struct{}                               // asks run for a look
+	come    chan struct{}                               // tells run of an instance that was created
 
 	looking sync.Mutex           // one look at a time; it guards gone and told
 	gone    map[string]time.Time // since when an instance has been found gone
@@ -66,9 +77,9 @@ type origin struct {
 	silent bool // they are not, but only looked at
 }
 
-func newWatcher(b *bus.Bus, c Config, path albatross.Path, client *albatross.Client, m metrics) *watcher {
+func newWatcher(b *bus.Bus, c Config, path albatross.Path, client *albatross.Client, m metrics, looked func(map[string]bool, time.Time)) *watcher {
 	return &watcher{
-		bus: b, log: b.Log, config: c, path: path, client: client, metrics: m, poke: make(chan struct{}, 1), come: make(chan struct{}, 1),
+		bus: b, log: b.Log, config: c, path: path, client: client, metrics: m, pace: paceOf(c), looked: looked, poke: make(chan struct{}, 1), come: make(chan struct{}, 1),
 		gone: map[string]time.Time{}, made: map[string]time.Time{}, want: map[string]origin{}, follows: map[string]*follow{},
 	}
 }
@@ -89,7 +100,7 @@ func (w *watcher) run(ctx context.Context) error {
 			return nil
 		case <-w.come:
 			w.followAll(ctx, &following)
-			if first := time.Now().Add(firstLook); first.Before(next) {
+			if first := time.Now().Add(w.pace.first); first.Before(next) {
 				next = first
 			}
 			t.Reset(time.Until(next))
@@ -119,9 +130,9 @@ func (w *watcher) pause(now time.Time) time.Duration {
 	defer w.mu.Unlock()
 	switch {
 	case now.Before(w.hurry):
-		return min(hurried, w.config.Poll)
+		return min(w.pace.hurried, w.config.Poll)
 	case now.Before(w.young):
-		return min(youngPoll, w.config.Poll)
+		return min(w.pace.young, w.config.Poll)
 	}
 	return w.config.Poll
 }
@@ -204,6 +215,7 @@ func (w *watcher) lookOnce(ctx context.Context) (result string, err error) {
 	}
 	w.told = true
 	w.metrics.running.Set(float64(len(l.Running)))
+	w.looked(l.Running, l.At)
 	w.settle(l, made, have.GetSeen().AsTime())
 	return result, nil
 }
@@ -263,7 +275,7 @@ func (w *watcher) doubt(l *Look) {
 		if _, known := w.gone[name]; !known {
 			w.gone[name] = l.At
 		}
-		l.Unsure[name] = l.Tails[name].Exit == "" && l.At.Sub(w.gone[name]) < grace
+		l.Unsure[name] = l.Tails[name].Exit == "" && l.At.Sub(w.gone[name]) < w.pace.grace
 	}
 }
 
@@ -286,7 +298,7 @@ func (w *watcher) settle(l Look, made map[string]time.Time, seen time.Time) {
 		if begin, ok := made[name]; ok {
 			want[name] = origin{from: begin}
 		}
-		if until := l.At.Add(2 * grace); until.After(w.hurry) {
+		if until := l.At.Add(2 * w.pace.grace); until.After(w.hurry) {
 			w.hurry = until
 		}
 	}

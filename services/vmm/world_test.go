@@ -43,7 +43,8 @@ type world struct {
 	bus    *bus.Bus // in the name of everybody else
 	daemon *albatross.Client
 	dir    string
-	image  string // digest of the guest
+	image  string               // digest of the guest
+	reg    *prometheus.Registry // of the vmm that was started last
 }
 
 func newWorld(t *testing.T) *world {
@@ -76,7 +77,7 @@ func runHost(t *testing.T) (dir string, client *albatross.Client) {
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	svc, err := host.New(host.Config{
 		RunDir: filepath.Join(dir, "run"), StateDir: filepath.Join(dir, "state"),
-		Cgroup: "fulmar-test-" + filepath.Base(dir), UIDBase: 710000,
+		Cgroup: "fulmar-test-" + filepath.Base(dir), UIDBase: 710000, StatsEvery: 50 * time.Millisecond,
 	}, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
 	if err != nil {
 		t.Fatal(err)
@@ -122,7 +123,8 @@ func (w *world) vmm(change ...func(*vmm.Config)) (stop func()) {
 		f(&c)
 	}
 	b := bustest.Open(w.t, w.server, bus.Options{Service: "vmm", Host: c.Host, Log: slog.New(slog.NewTextHandler(logged{w.t}, nil))})
-	svc, err := vmm.New(b, c, prometheus.NewRegistry())
+	w.reg = prometheus.NewRegistry()
+	svc, err := vmm.New(b, c, w.reg)
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -217,7 +219,7 @@ func (w *world) start(d *fulmarv1.Deployment) {
 	}
 }
 
-// record waits until the record of the host has these instances, seen or not.
+// record waits until the record of the host has these instances, seen or not, whenever they were started.
 func (w *world) record(want ...*fulmarv1.HostInstance) {
 	w.t.Helper()
 	view := w.bus.Hosts.View()
@@ -228,7 +230,7 @@ func (w *world) record(want ...*fulmarv1.HostInstance) {
 	wg.Go(func() { _ = view.Run(ctx) })
 	for {
 		changed := view.Changed()
-		diff := cmp.Diff(want, view.All()["h1"].GetInstances(), protocmp.Transform())
+		diff := cmp.Diff(want, view.All()["h1"].GetInstances(), protocmp.Transform(), protocmp.IgnoreFields(&fulmarv1.HostInstance{}, "started", "restarts"))
 		if diff == "" {
 			return
 		}
