@@ -51,7 +51,7 @@ type Config struct {
 // Clock is what a watch knows of time.
 type Clock struct {
 	Now   func() time.Time
-	After func(time.Duration) <-chan time.Time
+	Until func(time.Time) <-chan time.Time // gives when it is that time
 }
 
 // Service follows the sources of all stacks.
@@ -65,7 +65,7 @@ type Service struct {
 // New makes a watch.
 func New(b *bus.Bus, c Config) *Service {
 	if c.Clock.Now == nil {
-		c.Clock = Clock{Now: time.Now, After: time.After}
+		c.Clock = Clock{Now: time.Now, Until: func(t time.Time) <-chan time.Time { return time.After(time.Until(t)) }}
 	}
 	if c.Interval <= 0 {
 		c.Interval = DefaultInterval
@@ -152,7 +152,7 @@ func (s *Service) follow(ctx context.Context) error {
 				off[d.stack] = s.config.Clock.Now().Add(holdOff)
 				s.bus.Log.Warn("look was given up", "stack", d.stack, "err", d.err)
 			}
-		case <-s.config.Clock.After(next.Sub(now)):
+		case <-s.config.Clock.Until(next):
 		}
 	}
 	for range busy {
@@ -190,7 +190,15 @@ func (s *Service) look(ctx context.Context, stack string) error {
 	if err != nil || ctx.Err() != nil {
 		return err
 	}
-	return s.conclude(ctx, w, answers, begin)
+	w, r, err := s.conclude(ctx, w, answers, begin)
+	if err != nil || r == nil {
+		return err
+	}
+	generation, err := s.send(ctx, stack, r)
+	if err != nil {
+		return err
+	}
+	return s.sent(ctx, w, r, generation)
 }
 
 // ask looks at the sources of a watch, at once.
@@ -219,21 +227,21 @@ func (s *Service) ask(ctx context.Context, w *fulmarv1.Watch) ([]Answer, error) 
 	return answers, err
 }
 
-// conclude writes what a look has found, and then sends the request if it is to be sent. Who asked for another look
-// meanwhile gets it; any other change makes this one void.
-func (s *Service) conclude(ctx context.Context, claimed *fulmarv1.Watch, answers []Answer, begin time.Time) error {
+// conclude writes what a look has found, and gives the record with the request that is to be sent then, if there is one.
+// Who asked for another look meanwhile gets it; any other change makes this one void.
+func (s *Service) conclude(ctx context.Context, claimed *fulmarv1.Watch, answers []Answer, begin time.Time) (*fulmarv1.Watch, *fulmarv1.DeployRequest, error) {
 	for {
 		w, rev, err := s.bus.Watches.Get(ctx, claimed.GetStack())
 		if err != nil {
-			return err
+			return nil, nil, err
 		}
 		now := s.config.Clock.Now()
 		if w.GetPaused() || w.GetGeneration() != claimed.GetGeneration() || now.Sub(begin) >= claim {
-			return nil
+			return nil, nil, nil
 		}
 		made, err := s.made(ctx, w) // between reading the record and writing it, so that neither knows less than the other
 		if err != nil {
-			return err
+			return nil, nil, err
 		}
 		n, moves := Weigh(w, answers, made, s.interval(), now)
 		if !proto.Equal(w.GetNext(), claimed.GetNext()) {
@@ -244,9 +252,9 @@ func (s *Service) conclude(ctx context.Context, claimed *fulmarv1.Watch, answers
 		case errors.Is(err, jetstream.ErrKeyRevisionMismatch):
 			continue
 		case err != nil || len(moves) == 0:
-			return err
+			return nil, nil, err
 		}
-		return s.send(ctx, n, Again(n, moves, claimed.GetAsked(), made.Newest))
+		return n, Again(n, moves, claimed.GetAsked(), made.Newest), nil
 	}
 }
 
@@ -256,21 +264,27 @@ func (s *Service) interval() time.Duration {
 	return s.config.Interval + time.Duration(rand.Int64N(2*tenth+1)-tenth)
 }
 
-// send sends the request of a watch and notes its sequence. If it is accepted before that is noted, or this builder dies,
-// the accepted request stands in the record instead.
-func (s *Service) send(ctx context.Context, w *fulmarv1.Watch, r *fulmarv1.DeployRequest) error {
+// send sends the request of a watch again, and gives its sequence.
+func (s *Service) send(ctx context.Context, stack string, r *fulmarv1.DeployRequest) (uint64, error) {
 	body, err := proto.Marshal(r)
 	if err != nil {
-		return fmt.Errorf("send the request of stack %s again: %w", w.GetStack(), err)
+		return 0, fmt.Errorf("send the request of stack %s again: %w", stack, err)
 	}
-	generation, err := s.bus.Request(ctx, fulmarv1.Kind_KIND_DEPLOY, w.GetStack(), body)
+	generation, err := s.bus.Request(ctx, fulmarv1.Kind_KIND_DEPLOY, stack, body)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	s.metrics.sent.Inc()
-	s.bus.Log.Info("source moved", "deployment", messages.DeploymentName(w.GetStack(), generation), "cause", r.GetCause())
-	_, err = s.bus.Watches.Edit(ctx, w.GetStack(), func(have *fulmarv1.Watch) (*fulmarv1.Watch, error) {
-		return Sent(have, w, generation, r.GetIfNewest(), s.config.Clock.Now().Add(s.interval())), nil
+	s.bus.Log.Info("source moved", "deployment", messages.DeploymentName(stack, generation), "cause", r.GetCause())
+	return generation, nil
+}
+
+// sent notes that a request was sent. If it is accepted before that, or this builder dies, the accepted request stands in
+// the record instead.
+func (s *Service) sent(ctx context.Context, w *fulmarv1.Watch, r *fulmarv1.DeployRequest, generation uint64) error {
+	next := s.config.Clock.Now().Add(s.interval())
+	_, err := s.bus.Watches.Edit(ctx, w.GetStack(), func(have *fulmarv1.Watch) (*fulmarv1.Watch, error) {
+		return Sent(have, w, generation, r.GetIfNewest(), next), nil
 	})
 	return err
 }

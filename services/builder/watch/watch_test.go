@@ -1,0 +1,421 @@
+package watch
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	fulmarv1 "fulmar/messages/fulmar/v1"
+)
+
+func TestAPushIsDeployedOnce(t *testing.T) {
+	w := newWorld(t)
+	w.start()
+	w.start()
+	first := w.following()
+	for range 3 {
+		w.pass()
+	}
+	w.wantRequests(1)
+	second := w.repo.push("main")
+	asked := w.repo.asked.Load()
+	w.pass()
+	r := w.await("the push is deployed", func(r *fulmarv1.Watch, s *fulmarv1.WatchedSource) bool {
+		return r.GetGeneration() == 2 && s.GetSeen() == second
+	})
+	if n := w.repo.asked.Load() - asked; n != 1 {
+		t.Errorf("two builders asked %d times", n)
+	}
+	sent := w.wantRequests(2)
+	if want := "main of " + w.repo.url + " moved from " + first[:7] + " to " + second[:7]; sent.GetCause() != want || sent.GetIfNewest() != 1 || !sent.GetWatch() {
+		t.Errorf("sent %v, want cause %q", sent, want)
+	}
+	if r.GetRequest().GetCause() != "" || r.GetRequest().IfNewest != nil || r.GetSent() != 0 {
+		t.Errorf("the record is %v", r)
+	}
+	w.built(2, second)
+	for range 3 {
+		w.pass()
+	}
+	w.wantRequests(2)
+}
+
+func TestARefThatMovesDuringADeploymentEndsAtTheNewest(t *testing.T) {
+	w := newWorld(t)
+	w.start()
+	w.following()
+	w.repo.push("main")
+	w.pass()
+	w.await("the first push is accepted", func(r *fulmarv1.Watch, _ *fulmarv1.WatchedSource) bool { return r.GetGeneration() == 2 })
+	third := w.repo.push("main") // generation 2 is underway
+	w.pass()
+	w.await("the second, too", func(r *fulmarv1.Watch, s *fulmarv1.WatchedSource) bool {
+		return r.GetGeneration() == 3 && s.GetSeen() == third
+	})
+	fourth := w.repo.push("main") // and generation 3 has met it already when it was built
+	w.built(3, fourth)
+	w.pass()
+	w.await("what was built is known", func(_ *fulmarv1.Watch, s *fulmarv1.WatchedSource) bool { return s.GetSeen() == fourth })
+	w.wantRequests(3)
+}
+
+// TestWhatMovedBeforeTheFirstLookIsDeployed has a push between the build and the first look.
+func TestWhatMovedBeforeTheFirstLookIsDeployed(t *testing.T) {
+	w := newWorld(t)
+	first := w.repo.push("main")
+	w.built(w.deploy(w.www()), first)
+	second := w.repo.push("main")
+	w.start()
+	w.await("it is deployed", func(r *fulmarv1.Watch, s *fulmarv1.WatchedSource) bool {
+		return r.GetGeneration() == 2 && s.GetSeen() == second
+	})
+}
+
+// TestABuilderDiesInTheMiddle has builders that do a part of a look and are gone, and then another one.
+func TestABuilderDiesInTheMiddle(t *testing.T) {
+	for name, die := range map[string]func(ctx context.Context, s *Service, w *fulmarv1.Watch) error{
+		"after it put off the others": func(context.Context, *Service, *fulmarv1.Watch) error { return nil },
+		"after it wrote what it found": func(ctx context.Context, s *Service, w *fulmarv1.Watch) error {
+			answers, err := s.ask(ctx, w)
+			if err != nil {
+				return err
+			}
+			_, r, err := s.conclude(ctx, w, answers, s.config.Clock.Now())
+			if r == nil && err == nil {
+				err = errors.New("there was nothing to send")
+			}
+			return err
+		},
+		"after it sent the request": func(ctx context.Context, s *Service, w *fulmarv1.Watch) error {
+			answers, err := s.ask(ctx, w)
+			if err != nil {
+				return err
+			}
+			w, r, err := s.conclude(ctx, w, answers, s.config.Clock.Now())
+			if err != nil {
+				return err
+			}
+			_, err = s.send(ctx, w.GetStack(), r)
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			stop := w.start()
+			w.following()
+			stop()
+			second := w.repo.push("main")
+			w.clock.advance(2 * time.Minute)
+			dead := w.replica()
+			record, rev, err := dead.bus.Watches.Get(t.Context(), "web")
+			if err != nil {
+				t.Fatal(err)
+			}
+			record.Next = timestamppb.New(w.clock.Now().Add(claim))
+			if err := dead.bus.Watches.Put(t.Context(), "web", record, rev); err != nil {
+				t.Fatal(err)
+			}
+			if err := die(t.Context(), dead, record); err != nil {
+				t.Fatal(err)
+			}
+			w.start()
+			w.pass()
+			w.await("the push is deployed", func(r *fulmarv1.Watch, s *fulmarv1.WatchedSource) bool {
+				return r.GetGeneration() == 2 && s.GetSeen() == second
+			})
+			w.pass()
+			w.wantRequests(2)
+		})
+	}
+}
+
+// TestAFrozenLookDoesNothing has a builder that is frozen while it asks, until another one has done its work.
+func TestAFrozenLookDoesNothing(t *testing.T) {
+	w := newWorld(t)
+	stop := w.start()
+	w.following()
+	stop()
+	ask := w.lookers.Git
+	frozen, thaw := make(chan struct{}), make(chan struct{})
+	w.lookers.Git = func(ctx context.Context, g *fulmarv1.GitSource) (string, error) {
+		close(frozen)
+		<-thaw
+		return strings.Repeat("0", 40), nil // what it was long ago
+	}
+	late := w.replica()
+	w.clock.advance(2 * time.Minute)
+	done := make(chan error, 1)
+	go func() { done <- late.look(context.WithoutCancel(t.Context()), "web") }()
+	<-frozen
+	w.lookers.Git = ask
+	second := w.repo.push("main")
+	w.start()
+	w.pass()
+	w.await("the push is deployed", func(r *fulmarv1.Watch, s *fulmarv1.WatchedSource) bool {
+		return r.GetGeneration() == 2 && s.GetSeen() == second
+	})
+	close(thaw)
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	w.wantRequests(2)
+}
+
+// TestTwoThatSendAtOnceAreOneDeployment has a builder that is frozen right before it sends what another one sends, too.
+func TestTwoThatSendAtOnceAreOneDeployment(t *testing.T) {
+	w := newWorld(t)
+	stop := w.start()
+	w.following()
+	stop()
+	second := w.repo.push("main")
+	w.clock.advance(2 * time.Minute)
+	late := w.replica()
+	record, rev, err := late.bus.Watches.Get(t.Context(), "web")
+	if err != nil {
+		t.Fatal(err)
+	}
+	record.Next = timestamppb.New(w.clock.Now().Add(claim))
+	if err := late.bus.Watches.Put(t.Context(), "web", record, rev); err != nil {
+		t.Fatal(err)
+	}
+	answers, err := late.ask(t.Context(), record)
+	if err != nil {
+		t.Fatal(err)
+	}
+	record, request, err := late.conclude(t.Context(), record, answers, w.clock.Now())
+	if err != nil || request == nil {
+		t.Fatalf("%v, %v", request, err)
+	}
+	w.start()
+	w.pass()
+	w.await("the other one's is accepted", func(r *fulmarv1.Watch, s *fulmarv1.WatchedSource) bool {
+		return r.GetGeneration() == 2 && s.GetSeen() == second
+	})
+	generation, err := late.send(t.Context(), "web", request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if e := w.event(generation); e.GetVerb() != "rejected" {
+		t.Errorf("the second is %s", e.GetVerb())
+	}
+	if err := late.sent(t.Context(), record, request, generation); err != nil {
+		t.Fatal(err)
+	}
+	if r := w.pass(); r.GetGeneration() != 2 || r.GetSent() != 0 {
+		t.Errorf("the record is %v", r)
+	}
+	w.wantRequests(3)
+}
+
+func TestARejectedRequestIsSentAgainOnlyWhenThatMayHelp(t *testing.T) {
+	w := newWorld(t)
+	w.start()
+	w.following()
+	why := `network "lan" does not exist`
+	w.refuse.Store(&why)
+	w.repo.push("main")
+	sent := func(generation uint64) {
+		t.Helper()
+		w.await("it is sent", func(r *fulmarv1.Watch, _ *fulmarv1.WatchedSource) bool { return r.GetSent() == generation })
+		w.event(generation)
+	}
+	w.pass()
+	sent(2)
+	for range 3 {
+		w.pass()
+	}
+	w.wantRequests(2)
+	w.repo.push("main")
+	w.pass()
+	sent(3)
+	w.refuse.Store(nil)
+	w.request(fulmarv1.Kind_KIND_RENEW, nil) // the stack moves on by somebody else's hand
+	w.pass()
+	w.await("it is accepted", func(r *fulmarv1.Watch, _ *fulmarv1.WatchedSource) bool { return r.GetGeneration() == 5 })
+	w.wantRequests(5)
+
+	w.refuse.Store(&why)
+	w.repo.push("main")
+	w.pass()
+	sent(6)
+	w.refuse.Store(nil)
+	if _, err := w.Watches.Edit(t.Context(), "web", func(r *fulmarv1.Watch) (*fulmarv1.Watch, error) {
+		return Check(r, "a person", w.clock.Now()), nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	w.await("it is accepted when somebody asks", func(r *fulmarv1.Watch, _ *fulmarv1.WatchedSource) bool { return r.GetGeneration() == 7 })
+	if last := w.wantRequests(7); !strings.HasSuffix(last.GetCause(), " (a person)") {
+		t.Errorf("the cause is %s", last.GetCause())
+	}
+}
+
+func TestAFailedBuildIsNotTriedAgain(t *testing.T) {
+	w := newWorld(t)
+	w.start()
+	w.following()
+	w.repo.push("main")
+	w.pass()
+	w.await("it is accepted", func(r *fulmarv1.Watch, _ *fulmarv1.WatchedSource) bool { return r.GetGeneration() == 2 })
+	w.failed(2)
+	for range 3 {
+		w.pass()
+	}
+	w.wantRequests(2)
+	w.repo.push("main")
+	w.pass()
+	w.await("the next is deployed", func(r *fulmarv1.Watch, _ *fulmarv1.WatchedSource) bool { return r.GetGeneration() == 3 })
+}
+
+func TestWhatEndsAWatchAndWhatDoesNot(t *testing.T) {
+	w := newWorld(t)
+	w.start()
+	w.following()
+	for i, kind := range []fulmarv1.Kind{fulmarv1.Kind_KIND_ROLLBACK, fulmarv1.Kind_KIND_RENEW, fulmarv1.Kind_KIND_PROMOTE, fulmarv1.Kind_KIND_DISCARD} {
+		w.request(kind, nil)
+		if r := w.pass(); r.GetGeneration() != 1 {
+			t.Errorf("after %s the record is %v", kind, r)
+		}
+		w.wantRequests(2 + i) // a rollback is not undone
+	}
+	second := w.repo.push("main")
+	w.pass()
+	w.await("it still follows", func(r *fulmarv1.Watch, s *fulmarv1.WatchedSource) bool {
+		return r.GetGeneration() == 6 && s.GetSeen() == second
+	})
+	ended := func(generation uint64) {
+		t.Helper()
+		w.await("it is ended", func(r *fulmarv1.Watch, _ *fulmarv1.WatchedSource) bool {
+			return r.GetGeneration() == generation && !Following(r)
+		})
+	}
+	unwatched := w.www()
+	unwatched.Watch = false
+	ended(w.deploy(unwatched))
+	w.deploy(w.www())
+	w.awaitLook()
+	retired := w.request(fulmarv1.Kind_KIND_RETIRE, nil)
+	ended(retired)
+	asked := w.repo.asked.Load()
+	w.repo.push("main")
+	w.clock.advance(time.Hour)
+	w.deploy(unwatched) // and once it is accepted, the builder has had its time
+	ended(retired)
+	if n := w.repo.asked.Load() - asked; n != 0 {
+		t.Errorf("it is still looked at: %d times", n)
+	}
+}
+
+func TestAPausedWatchDoesNotLook(t *testing.T) {
+	w := newWorld(t)
+	stop := w.start()
+	w.following()
+	edit := func(f func(*fulmarv1.Watch) *fulmarv1.Watch) {
+		t.Helper()
+		if _, err := w.Watches.Edit(t.Context(), "web", func(r *fulmarv1.Watch) (*fulmarv1.Watch, error) { return f(r), nil }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	edit(Pause)
+	asked := w.repo.asked.Load()
+	second := w.repo.push("main")
+	stop()
+	stop = w.start() // it survives that
+	w.clock.advance(time.Hour)
+	w.deploy(w.www())
+	w.await("a deployment keeps the pause", func(r *fulmarv1.Watch, _ *fulmarv1.WatchedSource) bool {
+		return r.GetGeneration() == 2 && r.GetPaused()
+	})
+	stop()
+	if n := w.repo.asked.Load() - asked; n != 0 {
+		t.Errorf("it looked %d times", n)
+	}
+	w.start()
+	edit(func(r *fulmarv1.Watch) *fulmarv1.Watch { return Resume(r, w.clock.Now()) })
+	w.await("it is deployed at once", func(r *fulmarv1.Watch, s *fulmarv1.WatchedSource) bool {
+		return r.GetGeneration() == 3 && s.GetSeen() == second
+	})
+}
+
+// TestAPauseDuringALookWins has a person who pauses while a builder asks.
+func TestAPauseDuringALookWins(t *testing.T) {
+	w := newWorld(t)
+	w.followingAlone()
+	ask := w.lookers.Git
+	var once atomic.Bool
+	w.lookers.Git = func(ctx context.Context, g *fulmarv1.GitSource) (string, error) {
+		if once.CompareAndSwap(false, true) {
+			if _, err := w.Watches.Edit(ctx, "web", func(r *fulmarv1.Watch) (*fulmarv1.Watch, error) { return Pause(r), nil }); err != nil {
+				return "", err
+			}
+		}
+		return ask(ctx, g)
+	}
+	w.repo.push("main")
+	w.clock.advance(2 * time.Minute)
+	if err := w.replica().look(t.Context(), "web"); err != nil {
+		t.Fatal(err)
+	}
+	w.wantRequests(1)
+}
+
+// TestAWishDuringALookIsNotLost has a webhook that comes while a builder asks, and a push that comes after the answer.
+func TestAWishDuringALookIsNotLost(t *testing.T) {
+	w := newWorld(t)
+	w.followingAlone()
+	ask := w.lookers.Git
+	w.lookers.Git = func(ctx context.Context, g *fulmarv1.GitSource) (string, error) {
+		commit, err := ask(ctx, g)
+		if err != nil {
+			return "", err
+		}
+		_, err = w.Watches.Edit(ctx, "web", func(r *fulmarv1.Watch) (*fulmarv1.Watch, error) { return Ask(r, "a webhook", w.clock.Now()), nil })
+		return commit, err
+	}
+	w.clock.advance(2 * time.Minute)
+	if err := w.replica().look(t.Context(), "web"); err != nil {
+		t.Fatal(err)
+	}
+	r, _, err := w.Watches.Get(t.Context(), "web")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if due, _ := Due(r, w.clock.Now()); !due || r.GetAsked() != "a webhook" || !r.GetSources()[0].GetLooked().AsTime().Equal(w.clock.Now()) {
+		t.Errorf("the record is %v", r)
+	}
+}
+
+// followingAlone is following, with no builder that looks any more.
+func (w *world) followingAlone() {
+	w.t.Helper()
+	stop := w.start()
+	w.following()
+	stop()
+}
+
+// TestSomebodyElsesRequestComesFirst has a request without watch that enters the head while a builder is about to send.
+func TestSomebodyElsesRequestComesFirst(t *testing.T) {
+	w := newWorld(t)
+	w.followingAlone()
+	w.repo.push("main")
+	ask := w.lookers.Git
+	w.lookers.Git = func(ctx context.Context, g *fulmarv1.GitSource) (string, error) {
+		unwatched := w.www()
+		unwatched.Watch = false
+		w.deploy(unwatched)
+		return ask(ctx, g)
+	}
+	w.clock.advance(2 * time.Minute)
+	if err := w.replica().look(t.Context(), "web"); err != nil {
+		t.Fatal(err)
+	}
+	w.wantRequests(2)
+	if r, _, err := w.Watches.Get(t.Context(), "web"); err != nil || Following(r) {
+		t.Errorf("the record is %v, %v", r, err)
+	}
+}
