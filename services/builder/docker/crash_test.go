@@ -49,9 +49,8 @@ func TestAnEngineThatIsKilledInTheMiddleIsWorthAnotherTry(t *testing.T) {
 	close(g.open)
 	err := <-result
 	wantRetry(t, err, "unexpected EOF")
-	wantRetry(t, err, "does not answer")
 	_, err = e.Resolve(t.Context(), docker.Reference{Image: "fulmar-kill:test"})
-	wantRetry(t, err, "the docker engine at "+own.Host()+" does not answer")
+	wantRetry(t, err, "Cannot connect to the Docker daemon at "+own.Host())
 
 	own.Restart(t)
 	if left := containers(t, api, t.Name()); len(left) != 1 {
@@ -69,10 +68,10 @@ func TestAnEngineThatIsNotThere(t *testing.T) {
 	}
 	defer e.Close()
 	_, err = e.Resolve(t.Context(), docker.Reference{Image: "www"})
-	wantRetry(t, err, "look for docker image www: the docker engine at "+e.Host()+" does not answer")
-	wantRetry(t, e.Extract(t.Context(), "www", "/unikernel", io.Discard, 1), "does not answer")
-	wantRetry(t, e.Sweep(t.Context()), "does not answer")
-	wantRetry(t, e.Ping(t.Context()), "does not answer")
+	wantRetry(t, err, "look for docker image www: Cannot connect to the Docker daemon at "+e.Host())
+	wantRetry(t, e.Extract(t.Context(), "www", "/unikernel", io.Discard, 1), "Cannot connect to the Docker daemon")
+	wantRetry(t, e.Sweep(t.Context()), "Cannot connect to the Docker daemon")
+	wantRetry(t, e.Ping(t.Context()), "Cannot connect to the Docker daemon")
 }
 
 func TestACallThatIsBrokenOffLeavesNothing(t *testing.T) {

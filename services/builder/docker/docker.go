@@ -10,12 +10,10 @@ package docker
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/url"
 	"sync"
 
-	"github.com/containerd/errdefs"
 	"github.com/docker/docker/client"
 )
 
@@ -63,20 +61,7 @@ func (e *Engine) Host() string { return e.api.DaemonHost() }
 // Ping reports whether the engine answers.
 func (e *Engine) Ping(ctx context.Context) error {
 	if _, err := e.api.Ping(ctx); err != nil {
-		return e.explain("ask the docker engine", err)
+		return fmt.Errorf("ask the docker engine: %w", err)
 	}
 	return nil
-}
-
-// explain says what failed: that the engine is not there, in one sentence, or what it answered.
-func (e *Engine) explain(doing string, err error) error {
-	switch {
-	case errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded):
-		return fmt.Errorf("%s: %w", doing, err)
-	case client.IsErrConnectionFailed(err):
-		return fmt.Errorf("%s: the docker engine at %s does not answer: %w", doing, e.Host(), err)
-	case errdefs.IsUnavailable(err):
-		return fmt.Errorf("%s: the docker engine at %s is not ready: %w", doing, e.Host(), err)
-	}
-	return fmt.Errorf("%s: %w", doing, err)
 }

@@ -40,7 +40,9 @@ func (e *Engine) Extract(ctx context.Context, id, path string, w io.Writer, limi
 	}
 	name, err := e.create(ctx, id)
 	defer func() {
-		err = errors.Join(err, e.remove(ctx, name))
+		if left := e.remove(ctx, name); err == nil { // else it is removed with the next try
+			err = left
+		}
 	}()
 	if err != nil {
 		return err
@@ -63,7 +65,7 @@ func (e *Engine) create(ctx context.Context, id string) (name string, err error)
 		Labels:     map[string]string{Label: e.owner},
 	}, &container.HostConfig{NetworkMode: "none"}, nil, nil, name)
 	if err != nil {
-		return name, e.explain("make a container of docker image "+id, err)
+		return name, fmt.Errorf("make a container of docker image %s: %w", id, err)
 	}
 	return name, ctx.Err()
 }
@@ -81,7 +83,7 @@ func (e *Engine) remove(ctx context.Context, name string) error {
 		return nil
 	}
 	e.left[name] = true
-	return e.explain("remove a container", err)
+	return fmt.Errorf("remove a container: %w", err)
 }
 
 // clear removes what could not be removed before.
@@ -105,7 +107,7 @@ func (e *Engine) clear(ctx context.Context) error {
 func (e *Engine) Sweep(ctx context.Context) error {
 	found, err := e.api.ContainerList(ctx, container.ListOptions{All: true, Filters: filters.NewArgs(filters.Arg("label", Label))})
 	if err != nil {
-		return e.explain("list containers", err)
+		return fmt.Errorf("list containers: %w", err)
 	}
 	for _, c := range found {
 		old := time.Since(time.Unix(c.Created, 0)) > abandoned
@@ -144,7 +146,7 @@ func (e *Engine) unclear(ctx context.Context, name, path string, first error) (r
 	in, _, err := e.open(ctx, name, path)
 	if err == nil {
 		in.Close()
-		err = e.explain("look for "+path, first)
+		err = fmt.Errorf("look for %s: %w", path, first)
 	}
 	if strings.Contains(err.Error(), "too many links") {
 		return rootfs.Entry{Kind: rootfs.Link, Link: path}, nil // it follows them itself, in vain
@@ -155,7 +157,7 @@ func (e *Engine) unclear(ctx context.Context, name, path string, first error) (r
 // missing tells a path that is not there from a container that somebody removed.
 func (e *Engine) missing(ctx context.Context, name string) (rootfs.Entry, error) {
 	if _, err := e.api.ContainerInspect(ctx, name); err != nil {
-		return rootfs.Entry{}, e.explain("look into a container", err)
+		return rootfs.Entry{}, fmt.Errorf("look into a container: %w", err)
 	}
 	return rootfs.Entry{Kind: rootfs.Absent}, nil
 }
@@ -186,7 +188,7 @@ type entry struct {
 func (e *Engine) open(ctx context.Context, name, path string) (entry, *tar.Header, error) {
 	archive, _, err := e.api.CopyFromContainer(ctx, name, path)
 	if err != nil {
-		return entry{}, nil, e.explain("copy "+path, err)
+		return entry{}, nil, fmt.Errorf("copy %s: %w", path, err)
 	}
 	t := tar.NewReader(archive)
 	header, err := t.Next()

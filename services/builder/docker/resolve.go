@@ -66,7 +66,7 @@ func (e *Engine) Resolve(ctx context.Context, r Reference) (Image, error) {
 func (e *Engine) inspect(ctx context.Context, ref string, named reference.Named) (Image, error) {
 	i, err := e.api.ImageInspect(ctx, ref)
 	if err != nil {
-		return Image{}, e.explain("look for docker image "+ref, err)
+		return Image{}, fmt.Errorf("look for docker image %s: %w", ref, err)
 	}
 	return Image{ID: i.ID, Digest: repoDigest(i.RepoDigests, named)}, nil
 }
@@ -113,13 +113,13 @@ func (e *Engine) pull(ctx context.Context, r Reference, named reference.Named) e
 		return nil
 	case errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded):
 	case errdefs.IsNotFound(err) || saysOneOf(err, "manifest unknown", "name unknown", "no matching manifest"):
-		return messages.Refuse(fulmarv1.ReasonCode_REASON_CODE_NOT_FOUND, "%w", e.explain(doing, err))
+		return messages.Refuse(fulmarv1.ReasonCode_REASON_CODE_NOT_FOUND, "%s: %w", doing, err)
 	case errdefs.IsUnauthorized(err) || errdefs.IsPermissionDenied(err) || saysOneOf(err, "unauthorized", "no basic auth credentials", "access denied", "authentication required"):
 		return messages.Refuse(fulmarv1.ReasonCode_REASON_CODE_IMAGE, "%s: the registry does not let us, with %s: %w", doing, described(r.Credential), err)
 	case errdefs.IsInvalidArgument(err):
-		return messages.Refuse(fulmarv1.ReasonCode_REASON_CODE_INVALID, "%w", e.explain(doing, err))
+		return messages.Refuse(fulmarv1.ReasonCode_REASON_CODE_INVALID, "%s: %w", doing, err)
 	}
-	return e.explain(doing, err)
+	return fmt.Errorf("%s: %w", doing, err)
 }
 
 // saysOneOf finds an answer of a registry in what an engine makes of it: older ones pass on no status.
