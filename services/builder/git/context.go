@@ -72,9 +72,13 @@ type found struct {
 
 // find looks up a path of the commit.
 func (k *Checkout) find(ctx context.Context, name string) (found, error) {
+	within := path.Clean(name)
+	if within == "." {
+		within = ""
+	}
 	cmd := k.session.command(ctx, "cat-file", "--batch-check", "--follow-symlinks")
 	var said capped
-	cmd.Stdin, cmd.Stderr = strings.NewReader(k.commit+":"+strings.TrimPrefix(path.Clean(name), ".")+"\n"), &said
+	cmd.Stdin, cmd.Stderr = strings.NewReader(k.commit+":"+within+"\n"), &said
 	out, err := cmd.Output()
 	if err != nil {
 		return found{}, k.session.explain(ctx, "look for "+name, k.session.failed(err, said))
@@ -247,8 +251,14 @@ type archive struct {
 func (a *archive) take(e entry) error {
 	a.left -= e.size
 	a.entries++
-	if a.left < 0 || a.entries > maxEntries {
+	if e.mode == "160000" {
+		a.modules++
+	}
+	switch {
+	case a.left < 0 || a.entries > maxEntries:
 		return messages.Refuse(fulmarv1.ReasonCode_REASON_CODE_BUILD, "its files are more than this builder takes")
+	case a.modules > maxModules:
+		return messages.Refuse(fulmarv1.ReasonCode_REASON_CODE_BUILD, "it has more than %d submodules", maxModules)
 	}
 	return nil
 }

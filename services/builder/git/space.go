@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 	"syscall"
 )
 
@@ -24,7 +23,7 @@ const settings = `[safe]
 	auto = false
 [http]
 	lowSpeedLimit = 1
-	lowSpeedTime = 60
+	lowSpeedTime = 30
 [protocol]
 	version = 2
 [fetch]
@@ -83,28 +82,4 @@ func hold(path string) (*os.File, error) {
 		return nil, errors.Join(err, lock.Close())
 	}
 	return lock, nil
-}
-
-// sweep removes the directories of clients that are dead: nobody holds their locks.
-func sweep(temp string) error {
-	entries, err := os.ReadDir(temp)
-	if err != nil {
-		return fmt.Errorf("look for temporary files of dead builders: %w", err)
-	}
-	for _, entry := range entries {
-		if !entry.IsDir() || !strings.HasPrefix(entry.Name(), prefix) {
-			continue
-		}
-		path := filepath.Join(temp, entry.Name())
-		lock, err := hold(path)
-		if err != nil {
-			continue // it is alive, gone, or another user's
-		}
-		err = os.RemoveAll(path)
-		lock.Close()
-		if err != nil {
-			return fmt.Errorf("remove temporary files of a dead builder: %w", err)
-		}
-	}
-	return nil
 }

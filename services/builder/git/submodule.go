@@ -29,8 +29,8 @@ func (k *Checkout) submodule(ctx context.Context, a *archive, e entry, inside st
 	refuse := func(format string, args ...any) error {
 		return messages.Refuse(fulmarv1.ReasonCode_REASON_CODE_BUILD, "repository %s: submodule %s: %w", k.repository.URL, inside, fmt.Errorf(format, args...))
 	}
-	if a.modules++; a.modules > maxModules || k.depth == maxDepth {
-		return refuse("it is one of more than %d, or deeper than %d", maxModules, maxDepth)
+	if k.depth == maxDepth {
+		return refuse("it is deeper than %d", maxDepth)
 	}
 	r, err := k.session.url.join(url)
 	if err != nil {
