@@ -46,12 +46,14 @@ func ends(how string) bool {
 type Look struct {
 	Host    string
 	Targets []string
-	At      time.Time       // before the daemon was asked
-	First   bool            // of this process: it is written even if nothing changed, so that who waits for vmm can tell
-	Running map[string]bool // instances that run
-	Gone    map[string]bool // instances that do not run, though a deployment that is not condemned refers to them
-	Unsure  map[string]bool // instances that went a moment ago, and whose console may still say how
-	Tails   map[string]Tail // consoles, as far as they are known
+	Machine Machine              // that the host is, if that is known
+	At      time.Time            // before the daemon was asked
+	First   bool                 // of this process: it is written even if nothing changed, so that who waits for vmm can tell
+	Running map[string]bool      // instances that run
+	Started map[string]time.Time // when they were started last, as far as the daemon tells
+	Gone    map[string]bool      // instances that do not run, though a deployment that is not condemned refers to them
+	Unsure  map[string]bool      // instances that went a moment ago, and whose console may still say how
+	Tails   map[string]Tail      // consoles, as far as they are known
 }
 
 // Record gives the record of a host after a look: the very same one when nothing is to be written. A younger record stays
@@ -64,9 +66,9 @@ func Record(have *fulmarv1.Host, l Look) *fulmarv1.Host {
 	for _, i := range have.GetInstances() {
 		before[i.GetName()] = i
 	}
-	want := &fulmarv1.Host{Name: l.Host, Targets: l.Targets, Seen: timestamppb.New(l.At)}
+	want := &fulmarv1.Host{Name: l.Host, Targets: l.Targets, Seen: timestamppb.New(l.At), Cpus: l.Machine.CPUs, MemoryMb: l.Machine.Memory}
 	for name := range l.Running {
-		want.Instances = append(want.Instances, &fulmarv1.HostInstance{Name: name, Running: true, LastLine: lastLine(l.Tails[name], before[name])})
+		want.Instances = append(want.Instances, running(name, l, before[name]))
 	}
 	for name := range l.Gone {
 		switch was := before[name]; {
@@ -86,8 +88,24 @@ func Record(have *fulmarv1.Host, l Look) *fulmarv1.Host {
 	return want
 }
 
+// running gives an instance that runs. It was started again if it had ended, or has another start than the one known.
+func running(name string, l Look, was *fulmarv1.HostInstance) *fulmarv1.HostInstance {
+	i := &fulmarv1.HostInstance{Name: name, Running: true, LastLine: lastLine(l.Tails[name], was), Started: was.GetStarted(), Restarts: was.GetRestarts()}
+	again := was != nil && !was.GetRunning()
+	if at, ok := l.Started[name]; ok {
+		again = again || was.GetStarted() != nil && !was.GetStarted().AsTime().Equal(at)
+		i.Started = timestamppb.New(at)
+	}
+	if again {
+		i.Restarts++
+	}
+	return i
+}
+
 func ended(name string, t Tail, was *fulmarv1.HostInstance) *fulmarv1.HostInstance {
-	return &fulmarv1.HostInstance{Name: name, Exit: cmp.Or(t.Exit, was.GetExit(), "exited"), LastLine: lastLine(t, was)}
+	return &fulmarv1.HostInstance{
+		Name: name, Exit: cmp.Or(t.Exit, was.GetExit(), "exited"), LastLine: lastLine(t, was), Started: was.GetStarted(), Restarts: was.GetRestarts(),
+	}
 }
 
 func lastLine(t Tail, was *fulmarv1.HostInstance) string { return cmp.Or(t.Line, was.GetLastLine()) }

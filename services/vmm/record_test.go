@@ -29,6 +29,15 @@ func TestRecord(t *testing.T) {
 	exited := func(name, how, line string) *fulmarv1.HostInstance {
 		return &fulmarv1.HostInstance{Name: name, Exit: how, LastLine: line}
 	}
+	again := func(i *fulmarv1.HostInstance, restarts uint32) *fulmarv1.HostInstance {
+		i.Restarts = restarts
+		return i
+	}
+	starts := func(i *fulmarv1.HostInstance, at int64, restarts uint32) *fulmarv1.HostInstance {
+		i.Started = timestamppb.New(time.Unix(at, 0))
+		return again(i, restarts)
+	}
+	started := func(at int64) map[string]time.Time { return map[string]time.Time{"a.a.1": time.Unix(at, 0)} }
 	cases := map[string]struct {
 		have *fulmarv1.Host
 		look Look
@@ -49,14 +58,21 @@ func TestRecord(t *testing.T) {
 			Look{Gone: set("a.a.1"), Tails: map[string]Tail{"a.a.1": {Line: "bad", Exit: "exited with status 3"}}},
 			record(exited("a.a.1", "exited with status 3", "bad")),
 		},
-		"no console tells how it ended":       {record(runs("a.a.1", "x")), Look{Gone: set("a.a.1")}, record(exited("a.a.1", "exited", "x"))},
-		"what was told of an end stays":       {record(exited("a.a.1", "exited with status 3", "bad")), Look{Gone: set("a.a.1")}, nil},
-		"one that died before it was seen":    {record(), Look{Gone: set("a.a.1")}, record(exited("a.a.1", "exited", ""))},
-		"one that runs again has no end":      {record(exited("a.a.1", "exited", "x")), Look{Running: set("a.a.1"), Gone: set("a.a.1")}, record(runs("a.a.1", "x"))},
-		"an older look changes nothing":       {record(runs("a.a.1", "x")), Look{At: then.Add(-time.Second)}, nil},
-		"after the clock was set back it is":  {record(runs("a.a.1", "x")), Look{At: then.Add(-time.Hour)}, record()},
-		"after a while it is written anyway":  {record(runs("a.a.1", "x")), Look{At: then.Add(freshness), Running: set("a.a.1")}, record(runs("a.a.1", "x"))},
-		"the daemon runs other targets today": {record(), Look{Targets: []string{"hvt"}}, &fulmarv1.Host{Name: "h1", Targets: []string{"hvt"}}},
+		"no console tells how it ended":          {record(runs("a.a.1", "x")), Look{Gone: set("a.a.1")}, record(exited("a.a.1", "exited", "x"))},
+		"what was told of an end stays":          {record(exited("a.a.1", "exited with status 3", "bad")), Look{Gone: set("a.a.1")}, nil},
+		"one that died before it was seen":       {record(), Look{Gone: set("a.a.1")}, record(exited("a.a.1", "exited", ""))},
+		"one that runs again has no end":         {record(exited("a.a.1", "exited", "x")), Look{Running: set("a.a.1"), Gone: set("a.a.1")}, record(again(runs("a.a.1", "x"), 1))},
+		"an older look changes nothing":          {record(runs("a.a.1", "x")), Look{At: then.Add(-time.Second)}, nil},
+		"after the clock was set back it is":     {record(runs("a.a.1", "x")), Look{At: then.Add(-time.Hour)}, record()},
+		"after a while it is written anyway":     {record(runs("a.a.1", "x")), Look{At: then.Add(freshness), Running: set("a.a.1")}, record(runs("a.a.1", "x"))},
+		"what the machine has is told":           {record(), Look{Machine: Machine{CPUs: []uint32{0, 1}, Memory: 64}}, &fulmarv1.Host{Name: "h1", Targets: []string{"spt"}, Cpus: []uint32{0, 1}, MemoryMb: 64}},
+		"when it was started is told":            {record(runs("a.a.1", "")), Look{Running: set("a.a.1"), Started: started(7)}, record(starts(runs("a.a.1", ""), 7, 0))},
+		"the same start is no restart":           {record(starts(runs("a.a.1", ""), 7, 2)), Look{Running: set("a.a.1"), Started: started(7)}, nil},
+		"another start is one":                   {record(starts(runs("a.a.1", ""), 7, 2)), Look{Running: set("a.a.1"), Started: started(9)}, record(starts(runs("a.a.1", ""), 9, 3))},
+		"who ended and runs again was restarted": {record(starts(exited("a.a.1", "exited", "x"), 7, 0)), Look{Running: set("a.a.1"), Started: started(9)}, record(starts(runs("a.a.1", "x"), 9, 1))},
+		"an end forgets no restart":              {record(starts(runs("a.a.1", "x"), 7, 2)), Look{Gone: set("a.a.1")}, record(starts(exited("a.a.1", "exited", "x"), 7, 2))},
+		"a daemon that does not tell":            {record(starts(runs("a.a.1", ""), 7, 2)), Look{Running: set("a.a.1")}, nil},
+		"the daemon runs other targets today":    {record(), Look{Targets: []string{"hvt"}}, &fulmarv1.Host{Name: "h1", Targets: []string{"hvt"}}},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {

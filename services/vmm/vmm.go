@@ -108,6 +108,11 @@ func New(b *bus.Bus, c Config, reg prometheus.Registerer) (*Service, error) {
 	}
 	s.images = &images{store: b.Images, log: b.Log, dir: c.Cache, limit: c.CacheBytes, metrics: s.metrics}
 	s.watcher = newWatcher(b, c, path, s.client, s.metrics, s.stats.looked)
+	if c.Remote == nil { // a daemon behind a socket is on this machine
+		if s.watcher.machine, err = thisMachine(); err != nil {
+			return nil, err
+		}
+	}
 	return s, nil
 }
 

@@ -284,3 +284,15 @@ func TestADamagedImageIsFetchedAgain(t *testing.T) {
 		t.Errorf("the damaged image is still there: %v, %v", info, err)
 	}
 }
+
+func TestTheRecordSaysWhatTheMachineHasAndWhenWhatRunsWasStarted(t *testing.T) {
+	w := newWorld(t)
+	w.vmm()
+	begin := time.Now().Add(-time.Second)
+	w.start(w.leased(1, "wait"))
+	w.instances([]*fulmarv1.HostInstance{{Name: "web.web.1", Running: true}})
+	h, _, err := w.bus.Hosts.Get(t.Context(), "h1")
+	if err != nil || len(h.GetCpus()) == 0 || h.GetMemoryMb() == 0 || h.GetInstances()[0].GetStarted().AsTime().Before(begin) {
+		t.Errorf("got %v, %v", h, err)
+	}
+}

@@ -54,6 +54,7 @@ type watcher struct {
 	path    albatross.Path
 	client  *albatross.Client
 	metrics metrics
+	machine Machine
 	pace    pace
 	looked  func(running map[string]bool, at time.Time) // is told what each look saw
 	poke    chan struct{}                               // asks run for a look
@@ -192,8 +193,8 @@ func (w *watcher) lookOnce(ctx context.Context) (result string, err error) {
 	w.mu.Lock()
 	made := maps.Clone(w.made) // before the daemon is asked: it must know them
 	w.mu.Unlock()
-	l := Look{Host: w.config.Host, Targets: w.config.Targets, At: time.Now(), First: !w.told, Unsure: map[string]bool{}}
-	if l.Running, err = w.running(ctx); err != nil {
+	l := Look{Host: w.config.Host, Targets: w.config.Targets, At: time.Now(), First: !w.told, Unsure: map[string]bool{}, Machine: w.machine}
+	if l.Running, l.Started, err = w.running(ctx); err != nil {
 		return "failed", err
 	}
 	have, revision, err := w.bus.Hosts.Get(ctx, w.config.Host)
@@ -220,21 +221,24 @@ func (w *watcher) lookOnce(ctx context.Context) (result string, err error) {
 	return result, nil
 }
 
-// running asks the daemon for the instances that run.
-func (w *watcher) running(ctx context.Context) (map[string]bool, error) {
+// running asks the daemon for the instances that run, and when they were started, if it tells.
+func (w *watcher) running(ctx context.Context) (running map[string]bool, started map[string]time.Time, err error) {
 	ctx, cancel := context.WithTimeout(ctx, lookTime)
 	defer cancel()
 	list, err := w.client.Info(ctx, w.path.Name())
 	if err != nil && !errors.Is(err, albatross.ErrNotFound) {
-		return nil, fmt.Errorf("look at what runs: %w", err)
+		return nil, nil, fmt.Errorf("look at what runs: %w", err)
 	}
-	running := map[string]bool{}
+	running, started = map[string]bool{}, map[string]time.Time{}
 	for _, r := range list {
 		if _, _, _, ours := messages.ParseInstance(r.Name.Label()); ours && r.Name.Path() == w.path {
 			running[r.Name.Label()] = true
+			if r.Started.Unix() > 0 {
+				started[r.Name.Label()] = r.Started
+			}
 		}
 	}
-	return running, nil
+	return running, started, nil
 }
 
 // missing gives the instances that ran, by the record or because they were created here, that run no more, and that a
