@@ -135,6 +135,16 @@ func (v *View[M]) All() map[string]M {
 	return maps.Clone(v.records)
 }
 
+// Get gives the record of a key, as the view has it now; an absent one is empty.
+func (v *View[M]) Get(key string) M {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if m, ok := v.records[key]; ok {
+		return m
+	}
+	return v.bucket.empty()
+}
+
 // Changed gives a channel that is closed at the next change of the view. Take it before reading what it guards.
 func (v *View[M]) Changed() <-chan struct{} {
 	v.mu.Lock()

@@ -85,10 +85,8 @@ func Publish(h *fulmarv1.Head, generation uint64, now time.Time) (*fulmarv1.Head
 	if d.GetState() != underway {
 		return h, nil
 	}
-	for _, other := range h.GetDeployments() {
-		if other.GetGeneration() > generation && (other.GetState() == live || other.GetState() == staged) {
-			return nil, Refuse(fulmarv1.ReasonCode_REASON_CODE_SUPERSEDED, "superseded by %s", DeploymentName(h.GetStack(), other.GetGeneration()))
-		}
+	if err := Superseded(h, generation); err != nil {
+		return nil, err
 	}
 	if now.After(d.GetDeadline().AsTime()) {
 		return nil, ErrLate
@@ -115,6 +113,16 @@ func Publish(h *fulmarv1.Head, generation uint64, now time.Time) (*fulmarv1.Head
 		d.State = staged
 	}
 	return n, nil
+}
+
+// Superseded refuses a deployment when something newer is live or staged: only to that does it give way.
+func Superseded(h *fulmarv1.Head, generation uint64) error {
+	for _, other := range h.GetDeployments() {
+		if other.GetGeneration() > generation && (other.GetState() == live || other.GetState() == staged) {
+			return Refuse(fulmarv1.ReasonCode_REASON_CODE_SUPERSEDED, "superseded by %s", DeploymentName(h.GetStack(), other.GetGeneration()))
+		}
+	}
+	return nil
 }
 
 func drain(d *fulmarv1.HeadDeployment, now time.Time) {

@@ -209,9 +209,10 @@ func BuildLogSubject(stack string, generation uint64) string {
 
 // Headers of a line of a build's log, beside [TimeHeader].
 const (
-	UnitHeader = "Fulmar-Unit" // the unit whose image is built
-	StepHeader = "Fulmar-Step" // the step of the build that the line belongs to; with an empty line: that step begins
-	LineHeader = "Fulmar-Line" // the number of the line in the log of that unit, from 1
+	UnitHeader  = "Fulmar-Unit"  // the unit whose image is built
+	LineHeader  = "Fulmar-Line"  // the number of the line in the log of that unit, from 1
+	StepHeader  = "Fulmar-Step"  // the step of the build that the line belongs to
+	StateHeader = "Fulmar-State" // what happened to the step: started, cached, done, failed; empty: it said the line
 )
 
 // BuildLogQuery is answered, while an image of a deployment is built, with its log so far, as it is kept:

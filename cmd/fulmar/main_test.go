@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"go.uber.org/goleak"
+	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
 	"fulmar/bus"
@@ -37,7 +38,11 @@ func newWorld(t *testing.T) *world {
 	w := &world{t: t, url: server.URL(), bus: bustest.Open(t, server, bus.Options{Service: "builder"})}
 	ctx, cancel := context.WithCancel(t.Context())
 	var g errgroup.Group
-	g.Go(func() error { return w.bus.RunService(ctx, builder.New(w.bus, builder.Config{MaxImage: 1 << 20})) })
+	config, err := builder.Flags{DockerHost: "unix://" + t.TempDir() + "/none", MaxImage: 1 << 20}.Config("", prometheus.NewRegistry())
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.Go(func() error { return w.bus.RunService(ctx, builder.New(w.bus, config, prometheus.NewRegistry())) })
 	t.Cleanup(func() {
 		cancel()
 		if err := g.Wait(); err != nil {

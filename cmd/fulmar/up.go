@@ -21,7 +21,6 @@ import (
 	"fulmar/messages"
 	fulmarv1 "fulmar/messages/fulmar/v1"
 	"fulmar/services/builder"
-	"fulmar/services/builder/watch"
 	"fulmar/services/gc"
 	"fulmar/services/host"
 	"fulmar/services/ipam"
@@ -40,11 +39,12 @@ type upCmd struct {
 	Prefix   netip.Prefix  `default:"10.80.0.1/24" help:"Its prefix, with this host's own address in it."`
 	Cgroup   string        `default:"fulmar" help:"Control group of the unikernels, below /sys/fs/cgroup."`
 	UIDBase  int           `default:"900000" help:"First of 65536 user and group ids of unikernels."`
-	FileRoot string        `default:"/" help:"Directory below which a request may name image files. Empty: none."`
+	FileRoot string        `default:"/" help:"Directory below which a request may name files: images, OCI layouts, repositories. Empty: none."`
 	Rest     time.Duration `default:"1m" help:"How long an address rests before another instance gets it."`
 	HTTP     string        `name:"http" placeholder:"ADDR" env:"FULMAR_HTTP" help:"Address that serves /healthz and /metrics. Empty: none."`
 	Verbose  bool          `short:"v" help:"Log every step."`
-	watch.Flags
+	vmm.InfluxFlags
+	builder.Flags
 }
 
 // Run runs everything until a signal comes.
@@ -196,17 +196,17 @@ func (c *upCmd) addServices(g *run.Group, server *bus.Server, daemon *host.Servi
 		create     func(*bus.Bus, prometheus.Registerer) (bus.Service, error)
 	}{
 		{"builder", "", func(b *bus.Bus, r prometheus.Registerer) (bus.Service, error) {
-			follow, err := c.Flags.Config("", r)
+			config, err := c.Flags.Config(c.FileRoot, r)
 			if err != nil {
 				return nil, err
 			}
-			return builder.New(b, builder.Config{FileRoot: c.FileRoot, MaxImage: 256 << 20, Fetch: 5 * time.Minute, Patience: 30 * time.Second, Watch: follow}), nil
+			return builder.New(b, config, r), nil
 		}},
 		{"ipam", "", func(b *bus.Bus, r prometheus.Registerer) (bus.Service, error) {
 			return ipam.New(b, ipam.Config{Rest: c.Rest, Sweep: 30 * time.Second}, r), nil
 		}},
 		{"vmm", c.Host, func(b *bus.Bus, r prometheus.Registerer) (bus.Service, error) {
-			return vmm.New(b, vmm.Config{Host: c.Host, Dir: c.RunDir, Cache: filepath.Join(c.Data, "images"), Targets: daemon.Targets()}, r)
+			return vmm.New(b, vmm.Config{Host: c.Host, Dir: c.RunDir, Cache: filepath.Join(c.Data, "images"), Targets: daemon.Targets(), Influx: c.InfluxFlags.Config()}, r)
 		}},
 		{"monitor", c.Host, func(b *bus.Bus, r prometheus.Registerer) (bus.Service, error) {
 			return monitor.New(b, monitor.Config{Host: c.Host}, r)

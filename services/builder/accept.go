@@ -19,7 +19,7 @@ type Surroundings struct {
 	Hosts    map[string]*fulmarv1.Host    // by name
 	Heads    []*fulmarv1.Head             // of all stacks
 	Now      time.Time
-	Fetch    time.Duration // allowed for images that come from elsewhere
+	Fetch    time.Duration // allowed for what comes from elsewhere
 }
 
 // Enter decides about a request: it gives the deployment to enter into the head, or a refusal. A request that the head
@@ -133,14 +133,24 @@ func deploy(h *fulmarv1.Head, r bus.Request, m *fulmarv1.DeployRequest, w Surrou
 	}
 	limit := n.GetDeadline().AsDuration()
 	for _, u := range n.GetUnits() {
-		if u.GetImage().GetUrl() != "" {
-			limit += w.Fetch
-		}
+		limit += allowance(u.GetImage(), w.Fetch)
 	}
 	return &fulmarv1.HeadDeployment{
 		Deadline: timestamppb.New(w.Now.Add(limit)), Staged: n.GetStaged(),
 		Content: &fulmarv1.Content{Units: n.GetUnits(), Network: n.GetNetwork(), Drain: n.GetDrain()},
 	}, nil
+}
+
+// allowance is the time for getting an image, which the deadline of a deployment gets on top: images are got one after
+// another. A build has a limit of its own, and its repository and its base image come from elsewhere.
+func allowance(i *fulmarv1.Image, fetch time.Duration) time.Duration {
+	switch i.GetSource().(type) {
+	case *fulmarv1.Image_Url, *fulmarv1.Image_Docker, *fulmarv1.Image_Oci:
+		return fetch
+	case *fulmarv1.Image_Git:
+		return fetch + i.GetGit().GetLimit().AsDuration()
+	}
+	return 0
 }
 
 // network gives the network of a request that names none: that of the stack, or the only one.

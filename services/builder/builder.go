@@ -1,9 +1,10 @@
 // Package builder is the first of the services: it hears requests, in their order, and says accepted or rejected; it
-// hears accepted, gets the image of every unit into the object store, and says built. Images are its only state, and
-// they are named by what they are.
+// hears accepted, gets the image of every unit into the object store, and says built. An image is a file, or it is taken
+// from a Docker or OCI image, or built from a Git repository; while that runs its log is said as it comes. What is kept are
+// the images, named by what they are, a record of each build by what went into it, and the logs.
 //
 // The invariant it guards: a deployment enters its head once, above every generation before it, and leaves the builder
-// with every image pinned by digest, runnable on its host and fitting what was asked for.
+// with every image pinned by digest, runnable on its host and fitting what was asked for. What is known is not built again.
 package builder
 
 import (
@@ -14,6 +15,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -21,18 +23,35 @@ import (
 	"fulmar/bus"
 	"fulmar/messages"
 	fulmarv1 "fulmar/messages/fulmar/v1"
+	"fulmar/services/builder/credential"
+	"fulmar/services/builder/docker"
+	"fulmar/services/builder/git"
 	"fulmar/services/builder/watch"
 )
 
 // Config is what a builder is told.
 type Config struct {
-	FileRoot string        // images from files lie below it; empty: there are none
-	MaxImage int64         // bytes of an image at most
-	Fetch    time.Duration // for an image that comes from a URL at most
-	Patience time.Duration // with a source that fails, before the deployment does
-	Collect  time.Duration // between two collections of images that nobody needs; 0: 1 h
-	Watch    watch.Config  // following sources, and webhooks
+	FileRoot    string               // images from files lie below it; empty: there are none
+	Credentials credential.Directory // for registries and repositories
+	Engine      *docker.Engine       // for Docker images and builds
+	Git         *git.Client          // for repositories
+	Recipes     Recipes              // how builds from Git run
+	MaxImage    int64                // bytes of an image at most
+	Fetch       time.Duration        // for what comes from elsewhere at most: an image, a repository
+	Patience    time.Duration        // with a source that fails, before the deployment does
+	Collect     time.Duration        // between two collections of images that nobody needs; 0: 1 h
+	Watch       watch.Config         // following sources, and webhooks
 }
+
+// Recipes says how builds from Git run.
+type Recipes struct {
+	Builds  int    // that run at once
+	Network string // of their commands: none, host, or empty for the engine's default
+	Mirage  string // base image of MirageOS recipes that name none; empty: that of their version
+}
+
+// errBusy reports that as many builds run here as may: another builder may have room, or this one later.
+var errBusy = errors.New("as many builds run as may (--builds)")
 
 // Service is a builder.
 type Service struct {
@@ -42,29 +61,40 @@ type Service struct {
 	heads    *bus.View[*fulmarv1.Head]
 	hosts    *bus.View[*fulmarv1.Host]
 	images   *images
+	sources  *sources
+	cache    *cache
 	watch    *watch.Service
+	troubles troubles
+	metrics  *metrics
 	now      func() time.Time
 }
 
 // New makes a builder.
-func New(b *bus.Bus, c Config) *Service {
+func New(b *bus.Bus, c Config, r prometheus.Registerer) *Service {
+	i := newImages(b, c)
+	o := newSources(c, i)
+	c.Watch.Lookers.Git = o.commit
 	return &Service{
 		bus: b, config: c, networks: b.Networks.View(), heads: b.Heads.View(), hosts: b.Hosts.View(),
-		images: newImages(b, c), watch: watch.New(b, c.Watch), now: time.Now,
+		images: i, sources: o, cache: newCache(b), watch: watch.New(b, c.Watch),
+		troubles: troubles{since: map[string]time.Time{}}, metrics: newMetrics(r), now: time.Now,
 	}
 }
 
-// Run serves until ctx ends, which is no error.
-func (s *Service) Run(ctx context.Context) error {
+// Run serves until ctx ends, which is no error, and then closes the engine and the repositories.
+func (s *Service) Run(ctx context.Context) (err error) {
+	defer func() { err = errors.Join(err, s.config.Git.Close(), s.config.Engine.Close()) }()
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return s.networks.Run(ctx) })
 	g.Go(func() error { return s.heads.Run(ctx) })
 	g.Go(func() error { return s.hosts.Run(ctx) })
+	g.Go(func() error { return s.cache.view.Run(ctx) })
 	g.Go(func() error { return s.bus.RunRequests(ctx, acceptor, s.accept) })
 	g.Go(func() error {
 		return s.bus.Run(ctx, bus.Step{Name: "builder-build", Hears: []messages.Verb{messages.Accepted}, Handle: s.build})
 	})
 	g.Go(func() error { return s.collects(ctx) })
+	g.Go(func() error { return s.sweeps(ctx) })
 	g.Go(func() error { return s.watch.Run(ctx) })
 	return g.Wait()
 }
@@ -111,29 +141,65 @@ func (s *Service) accept(ctx context.Context, r bus.Request) (*fulmarv1.Event, e
 	}}, nil
 }
 
-// build gets the images of a deployment and pins them in its content.
+// build gets the images of a deployment, one after another, and pins them in its content. It ends as soon as nobody wants
+// them any more.
 func (s *Service) build(ctx context.Context, e *fulmarv1.Event) (messages.Verb, error) {
 	d := e.GetDeployment()
 	if len(d.GetContent().GetUnits()) == 0 {
 		return messages.Built, nil
 	}
-	host := s.hosts.All()[d.GetNetwork().GetHost()] // it had reported when the deployment was accepted
+	wanted, release := s.wanted(ctx, d)
+	defer release()
+	host := s.hosts.Get(d.GetNetwork().GetHost()) // it had reported when the deployment was accepted
 	d.Content = proto.CloneOf(d.GetContent())
 	d.Units = nil
 	for _, spec := range d.GetContent().GetUnits() {
-		i, err := s.images.get(ctx, spec.GetImage())
-		if err != nil && ctx.Err() == nil && s.now().Sub(e.GetTime().AsTime()) > s.config.Patience {
-			err = messages.Refuse(fulmarv1.ReasonCode_REASON_CODE_IMAGE, "%w", err) // it is not there, whatever the reason
+		u, err := s.unit(wanted, d, spec, host)
+		if err == nil || u.GetBuild() != nil {
+			d.Units = append(d.Units, u)
 		}
 		if err != nil {
-			return "", fmt.Errorf("unit %s: %w", spec.GetName(), err)
+			return "", s.judge(ctx, wanted, d, fmt.Errorf("unit %s: %w", spec.GetName(), err))
 		}
-		unit, err := fit(spec, i, host)
-		if err != nil {
-			return "", fmt.Errorf("unit %s: %w", spec.GetName(), err)
-		}
-		spec.Image = &fulmarv1.Image{Source: &fulmarv1.Image_Object{Object: i.digest}, Sha256: i.digest}
-		d.Units = append(d.Units, unit)
+		spec.Image = &fulmarv1.Image{Source: &fulmarv1.Image_Object{Object: u.GetImage()}, Sha256: u.GetImage()}
 	}
+	s.troubles.forget(messages.DeploymentName(d.GetStack(), d.GetGeneration()))
 	return messages.Built, nil
+}
+
+// unit gets the image of a unit into the store, and gives the facts of the unit. With an error these are of its build only.
+func (s *Service) unit(ctx context.Context, d *fulmarv1.Deployment, spec *fulmarv1.UnitSpec, host *fulmarv1.Host) (*fulmarv1.Unit, error) {
+	l := &log{bus: s.bus, stack: d.GetStack(), generation: d.GetGeneration(), unit: spec.GetName(), now: s.now}
+	i, facts, err := s.image(ctx, spec.GetImage(), l)
+	if err != nil {
+		return &fulmarv1.Unit{Name: spec.GetName(), Build: facts}, err
+	}
+	u, err := fit(spec, i, host)
+	if err != nil {
+		return &fulmarv1.Unit{Name: spec.GetName(), Build: facts}, err
+	}
+	u.Build = facts
+	return u, nil
+}
+
+// judge gives what comes of a build that ended with an error: what nobody wants any more has a reason of its own, and what
+// was tried for long enough is refused.
+func (s *Service) judge(ctx, wanted context.Context, d *fulmarv1.Deployment, err error) error {
+	deployment := messages.DeploymentName(d.GetStack(), d.GetGeneration())
+	_, refused := messages.AsRefusal(err)
+	switch {
+	case ctx.Err() != nil:
+		return err // the service stops, or the bus is away
+	case wanted.Err() != nil:
+		err = context.Cause(wanted)
+	case refused:
+	case errors.Is(err, errBusy):
+		return err
+	case s.troubles.last(deployment, s.now()) >= s.config.Patience:
+		err = messages.Refuse(fulmarv1.ReasonCode_REASON_CODE_IMAGE, "%w", err) // it is not there, whatever the reason
+	default:
+		return err
+	}
+	s.troubles.forget(deployment)
+	return err
 }

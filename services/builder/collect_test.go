@@ -119,14 +119,14 @@ func TestAnImageThatWasCollectedFailsWhoNamesIt(t *testing.T) {
 	w := newWorld(t)
 	path, digest := w.image(1)
 	s := w.later()
-	if _, err := s.images.get(t.Context(), &fulmarv1.Image{Source: &fulmarv1.Image_File{File: path}}); err != nil { // so that its facts are known
+	if _, err := w.gotBy(s, file(path)); err != nil { // so that its facts are known
 		t.Fatal(err)
 	}
 	w.settle(s)
 	if items, err := s.collect(t.Context(), false); len(items) != 1 || err != nil {
 		t.Fatalf("%v, %v", items, err)
 	}
-	_, err := s.images.get(t.Context(), &fulmarv1.Image{Source: &fulmarv1.Image_Object{Object: digest}})
+	_, err := w.gotBy(s, object(digest))
 	if _, refused := messages.AsRefusal(err); !refused || !strings.Contains(err.Error(), "the store has no object "+digest) {
 		t.Errorf("got %v", err)
 	}

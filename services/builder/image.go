@@ -7,13 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
-	"net/http"
 	"os"
-	"path/filepath"
-	"strings"
 	"sync"
-	"syscall"
 
 	"github.com/nats-io/nats.go/jetstream"
 
@@ -29,26 +24,17 @@ const keep = 4096 // images whose facts are remembered
 type images struct {
 	bus    *bus.Bus
 	config Config
-	client *http.Client
 
 	mu    sync.Mutex
 	known map[string]image // by digest; an image never changes
 }
 
 func newImages(b *bus.Bus, c Config) *images {
-	once := &http.Transport{Proxy: http.ProxyFromEnvironment, DisableKeepAlives: true} // nobody fetches an image twice
-	return &images{bus: b, config: c, client: &http.Client{Transport: once, Timeout: c.Fetch}, known: map[string]image{}}
+	return &images{bus: b, config: c, known: map[string]image{}}
 }
 
-// get gives the image of a source, which is in the store then.
-func (i *images) get(ctx context.Context, source *fulmarv1.Image) (image, error) {
-	want := source.GetSha256()
-	if object := source.GetObject(); object != "" {
-		if want != "" && want != object {
-			return image{}, badImage("object %s is not the image with SHA-256 %s", object, want)
-		}
-		want = object
-	}
+// get gives an image, which is in the store then: the one wanted if it is there, else the one that fetch writes to a file.
+func (i *images) get(ctx context.Context, want string, fetch func(context.Context, *os.File) error) (image, error) {
 	if known, ok := i.lookup(want); ok {
 		if err := i.bus.KeepImage(ctx, want, bus.ImageGrace/2); err == nil {
 			return known, nil
@@ -62,7 +48,7 @@ func (i *images) get(ctx context.Context, source *fulmarv1.Image) (image, error)
 	if err := os.Remove(f.Name()); err != nil {
 		return image{}, fmt.Errorf("get an image: %w", err)
 	}
-	if err := i.fetch(ctx, source, f); err != nil {
+	if err := fetch(ctx, f); err != nil {
 		return image{}, err
 	}
 	got, err := inspect(f, want)
@@ -70,6 +56,11 @@ func (i *images) get(ctx context.Context, source *fulmarv1.Image) (image, error)
 		return image{}, err
 	}
 	return got, i.put(ctx, f, got)
+}
+
+// fetched gives an image that is in the store.
+func (i *images) fetched(ctx context.Context, digest string) (image, error) {
+	return i.get(ctx, digest, func(ctx context.Context, f *os.File) error { return i.fromStore(ctx, digest, f) })
 }
 
 func (i *images) lookup(digest string) (image, bool) {
@@ -102,53 +93,13 @@ func inspect(f *os.File, want string) (image, error) {
 	}
 	digest := hex.EncodeToString(h.Sum(nil))
 	if want != "" && digest != want {
-		return image{}, badImage("its SHA-256 is %s, not %s as the request says", digest, want)
+		return image{}, wrongImage(digest, want)
 	}
 	s, err := solo5.Read(f, size)
 	if err != nil {
 		return image{}, badImage("%w", err)
 	}
 	return image{digest: digest, size: uint64(size), solo5: s}, nil
-}
-
-// fetch writes the bytes of a source to f.
-func (i *images) fetch(ctx context.Context, source *fulmarv1.Image, f *os.File) error {
-	switch s := source.GetSource().(type) {
-	case *fulmarv1.Image_File:
-		return i.fromFile(s.File, f)
-	case *fulmarv1.Image_Object:
-		return i.fromStore(ctx, s.Object, f)
-	case *fulmarv1.Image_Url:
-		return i.fromURL(ctx, s.Url, f)
-	}
-	return badImage("the request names no source")
-}
-
-func (i *images) fromFile(path string, f *os.File) error {
-	if i.config.FileRoot == "" {
-		return badImage("file %s: this builder takes no files (--file-root)", path)
-	}
-	inside, err := filepath.Rel(i.config.FileRoot, filepath.Clean(path))
-	if err != nil || inside == ".." || strings.HasPrefix(inside, "../") {
-		return badImage("file %s is not below %s, where this builder takes files from", path, i.config.FileRoot)
-	}
-	root, err := os.OpenRoot(i.config.FileRoot) // no link leads out of it
-	if err != nil {
-		return fmt.Errorf("open the root of image files: %w", err)
-	}
-	defer root.Close()
-	in, err := root.OpenFile(inside, os.O_RDONLY|syscall.O_NONBLOCK, 0) // a pipe that nobody writes to is no reason to wait
-	if errors.Is(err, fs.ErrNotExist) {
-		return messages.Refuse(fulmarv1.ReasonCode_REASON_CODE_NOT_FOUND, "image: file %s does not exist", path)
-	}
-	if err != nil {
-		return badImage("file %s: %w", path, err)
-	}
-	defer in.Close()
-	if info, err := in.Stat(); err != nil || !info.Mode().IsRegular() {
-		return badImage("file %s is not a regular file", path)
-	}
-	return i.copy(f, in)
 }
 
 func (i *images) fromStore(ctx context.Context, object string, f *os.File) error {
@@ -160,42 +111,25 @@ func (i *images) fromStore(ctx context.Context, object string, f *os.File) error
 		return fmt.Errorf("get image %s: %w", object, err)
 	}
 	defer in.Close()
-	return i.copy(f, in)
+	return copyImage(f, in, i.config.MaxImage)
 }
 
-func (i *images) fromURL(ctx context.Context, url string, f *os.File) error {
-	ctx, cancel := context.WithTimeout(ctx, i.config.Fetch)
-	defer cancel()
-	r, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
-	if err != nil {
-		return badImage("%w", err)
-	}
-	url = r.URL.Redacted()
-	in, err := i.client.Do(r)
-	if err != nil {
-		return fmt.Errorf("get image: %w", err)
-	}
-	defer in.Body.Close()
-	switch {
-	case in.StatusCode == http.StatusOK:
-		return i.copy(f, in.Body)
-	case in.StatusCode >= 500 || in.StatusCode == http.StatusTooManyRequests:
-		return fmt.Errorf("get image %s: the server answers %s", url, in.Status)
-	}
-	return messages.Refuse(fulmarv1.ReasonCode_REASON_CODE_NOT_FOUND, "image: url %s: the server answers %s", url, in.Status)
-}
-
-func (i *images) copy(f *os.File, in io.Reader) error {
-	n, err := io.Copy(f, io.LimitReader(in, i.config.MaxImage+1))
+// copyImage copies at most limit bytes of an image.
+func copyImage(f *os.File, in io.Reader, limit int64) error {
+	n, err := io.Copy(f, io.LimitReader(in, limit+1))
 	if err != nil {
 		return fmt.Errorf("get an image: %w", err)
 	}
-	if n > i.config.MaxImage {
-		return badImage("it has more than %d bytes", i.config.MaxImage)
+	if n > limit {
+		return badImage("it has more than %d bytes", limit)
 	}
 	return nil
 }
 
 func badImage(format string, args ...any) error {
 	return messages.Refuse(fulmarv1.ReasonCode_REASON_CODE_IMAGE, "image: "+format, args...)
+}
+
+func wrongImage(digest, want string) error {
+	return badImage("its SHA-256 is %s, not %s as the request says", digest, want)
 }

@@ -10,6 +10,9 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 
 	"fulmar/messages"
 	fulmarv1 "fulmar/messages/fulmar/v1"
@@ -27,7 +30,19 @@ func fromURL(url, digest string) *fulmarv1.Image {
 	return &fulmarv1.Image{Source: &fulmarv1.Image_Url{Url: url}, Sha256: digest}
 }
 
-func (w *world) images() *images { return newImages(w.Bus, w.config()) }
+// got gets an image by a builder that knows none.
+func (w *world) got(source *fulmarv1.Image) (image, error) { return w.gotBy(w.replica(), source) }
+
+// gotBy gets an image by a builder.
+func (w *world) gotBy(s *Service, source *fulmarv1.Image) (image, error) {
+	i, _, err := s.image(w.t.Context(), source, w.log("web"))
+	return i, err
+}
+
+// log is the log of a unit of web-1.
+func (w *world) log(unit string) *log {
+	return &log{bus: w.Bus, stack: "web", generation: 1, unit: unit, now: time.Now}
+}
 
 func (w *world) stored(digest string) bool {
 	w.t.Helper()
@@ -47,7 +62,7 @@ func TestAnImageOfAFile(t *testing.T) {
 		"by a link within":       file(filepath.Join(w.root, "latest.spt")),
 		"by a way round":         file(w.root + "/x/../guest.spt"),
 	} {
-		got, err := w.images().get(t.Context(), source)
+		got, err := w.got(source)
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
 			continue
@@ -56,7 +71,7 @@ func TestAnImageOfAFile(t *testing.T) {
 			t.Errorf("%s: got %+v, stored: %v", name, got, w.stored(digest))
 		}
 	}
-	if got, err := w.images().get(t.Context(), object(digest)); err != nil || got.digest != digest || got.solo5 == nil {
+	if got, err := w.got(object(digest)); err != nil || got.digest != digest || got.solo5 == nil {
 		t.Errorf("as an object, afterwards: got %+v, %v", got, err)
 	}
 }
@@ -103,7 +118,7 @@ func TestAnImageThatCannotBe(t *testing.T) {
 		"no source":                        {&fulmarv1.Image{}, bad, "image: the request names no source"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			_, err := w.images().get(t.Context(), c.source)
+			_, err := w.got(c.source)
 			refusal, ok := messages.AsRefusal(err)
 			if !ok || refusal.Code != c.code || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("got  %v\nwant %s: %s", err, c.code, c.want)
@@ -113,8 +128,9 @@ func TestAnImageThatCannotBe(t *testing.T) {
 	if w.stored(digest) || w.stored(other) {
 		t.Error("something was stored")
 	}
-	none := newImages(w.Bus, Config{MaxImage: 1})
-	if _, err := none.get(t.Context(), file(path)); err == nil || !strings.Contains(err.Error(), "this builder takes no files (--file-root)") {
+	c := w.config()
+	c.FileRoot = ""
+	if _, err := w.gotBy(New(w.Bus, c, prometheus.NewRegistry()), file(path)); err == nil || !strings.Contains(err.Error(), "this builder takes no files (--file-root)") {
 		t.Errorf("without a root it gives %v", err)
 	}
 }
@@ -152,20 +168,20 @@ func TestAnImageOfAURL(t *testing.T) {
 	t.Cleanup(server.Close)
 
 	for _, path := range []string{"/image", "/moved"} {
-		if got, err := w.images().get(t.Context(), fromURL(server.URL+path, digest)); err != nil || got.digest != digest {
+		if got, err := w.got(fromURL(server.URL+path, digest)); err != nil || got.digest != digest {
 			t.Errorf("%s: got %+v, %v", path, got, err)
 		}
 	}
-	again := w.images()
-	if _, err := again.get(t.Context(), fromURL(server.URL+"/busy", digest)); err == nil {
+	again := w.replica()
+	if _, err := w.gotBy(again, fromURL(server.URL+"/busy", digest)); err == nil {
 		t.Error("a server that fails gives an image")
 	} else if _, refused := messages.AsRefusal(err); refused {
 		t.Errorf("%v is final, and a server may recover", err)
 	}
-	if _, err := again.get(t.Context(), fromURL(server.URL+"/busy", digest)); err != nil {
+	if _, err := w.gotBy(again, fromURL(server.URL+"/busy", digest)); err != nil {
 		t.Errorf("after it recovered: %v", err)
 	}
-	if _, err := w.images().get(t.Context(), fromURL(server.URL+"/cut", digest)); err == nil {
+	if _, err := w.got(fromURL(server.URL+"/cut", digest)); err == nil {
 		t.Error("a body that is cut off gives an image")
 	} else if _, refused := messages.AsRefusal(err); refused {
 		t.Errorf("%v is final, and the next try may be whole", err)
@@ -177,7 +193,7 @@ func TestAnImageOfAURL(t *testing.T) {
 		"one without an end": {server.URL + "/endless", digest, "image: it has more than 1048576 bytes"},
 		"a URL that is none": {"http://[", digest, "image: "},
 	} {
-		_, err := w.images().get(t.Context(), fromURL(c.url, c.sum))
+		_, err := w.got(fromURL(c.url, c.sum))
 		if _, refused := messages.AsRefusal(err); !refused || !strings.Contains(err.Error(), c.want) || strings.Contains(err.Error(), "secret") {
 			t.Errorf("%s: got %v, want %q", name, err, c.want)
 		}
@@ -197,9 +213,9 @@ func TestAKnownImageIsNotFetchedAgain(t *testing.T) {
 		_, _ = w.Write(body)
 	}))
 	t.Cleanup(server.Close)
-	i := w.images()
+	i := w.replica()
 	for range 3 {
-		if _, err := i.get(t.Context(), fromURL(server.URL, digest)); err != nil {
+		if _, err := w.gotBy(i, fromURL(server.URL, digest)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -209,7 +225,7 @@ func TestAKnownImageIsNotFetchedAgain(t *testing.T) {
 	if err := w.Images.Delete(t.Context(), digest); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := i.get(t.Context(), fromURL(server.URL, digest)); err != nil || !w.stored(digest) {
+	if _, err := w.gotBy(i, fromURL(server.URL, digest)); err != nil || !w.stored(digest) {
 		t.Errorf("an image that was deleted is not stored again: %v", err)
 	}
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/nats-io/nats.go/jetstream"
+	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/goleak"
 	"google.golang.org/protobuf/proto"
 
@@ -18,6 +19,8 @@ import (
 	"fulmar/bus/bustest"
 	"fulmar/messages"
 	fulmarv1 "fulmar/messages/fulmar/v1"
+	"fulmar/services/builder/docker"
+	"fulmar/services/builder/git"
 	"fulmar/solo5/solo5test"
 )
 
@@ -63,23 +66,33 @@ func (w *world) addNetwork(name, host string) {
 }
 
 func (w *world) config() Config {
-	return Config{FileRoot: w.root, MaxImage: 1 << 20, Fetch: patience}
+	w.t.Helper()
+	engine, err := docker.New(docker.Config{Host: "unix://" + w.root + "/none"})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	repositories, err := git.New(git.Config{FileRoot: w.root, Temp: w.t.TempDir(), MaxSize: 1 << 20, Ask: patience, Fetch: patience})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return Config{FileRoot: w.root, MaxImage: 1 << 20, Fetch: patience, Engine: engine, Git: repositories}
 }
 
 // replica is a builder with a connection of its own, whose views run. Its steps do not.
 func (w *world) replica() *Service {
 	w.t.Helper()
-	s := New(bustest.Open(w.t, w.server, bus.Options{Service: "builder", AckWait: time.Second}), w.config())
+	s := New(bustest.Open(w.t, w.server, bus.Options{Service: "builder", AckWait: time.Second}), w.config(), prometheus.NewRegistry())
 	w.background(s.networks.Run)
 	w.background(s.heads.Run)
 	w.background(s.hosts.Run)
+	w.background(s.cache.view.Run)
 	return s
 }
 
 // start runs a builder.
 func (w *world) start() (stop func()) {
 	w.t.Helper()
-	s := New(bustest.Open(w.t, w.server, bus.Options{Service: "builder", AckWait: time.Second}), w.config())
+	s := New(bustest.Open(w.t, w.server, bus.Options{Service: "builder", AckWait: time.Second}), w.config(), prometheus.NewRegistry())
 	return w.background(s.Run)
 }
 

@@ -1,7 +1,8 @@
 // Package buildlog is the form in which the log of a build is kept: lines of text, compressed by gzip, of bounded size.
 // Of a log that is too large the beginning and the end are kept, and a line between them says what is missing.
 //
-// A line is kept as its time, its step and its text, with tabs between them; so zcat shows a log as well.
+// A line is kept as its time, its step, what happened to the step, and its text, with tabs between them; so zcat shows a
+// log as well.
 package buildlog
 
 import (
@@ -27,7 +28,21 @@ type Line struct {
 	Number int       // from 1
 	Time   time.Time // when it was read
 	Step   string    // the step of the build that it belongs to; empty: of the builder itself
-	Text   string    // empty where the step begins
+	State  string    // what happened to the step: started, cached, done, failed; empty: it said something
+	Text   string    // what it said, how long it took, why it failed
+}
+
+// String is the line as a person reads it.
+func (l Line) String() string {
+	switch {
+	case l.State == "started":
+		return l.Step
+	case l.State != "" && l.Text != "":
+		return l.Step + ": " + l.State + ": " + l.Text
+	case l.State != "":
+		return l.Step + ": " + l.State
+	}
+	return l.Text
 }
 
 // Log is the log of one build. The zero Log is empty. It is not safe for concurrent use.
@@ -41,10 +56,10 @@ type Log struct {
 }
 
 // Add adds a line, numbers it and gives it as it is kept: valid text without control characters, of bounded length.
-func (l *Log) Add(at time.Time, step, text string) Line {
+func (l *Log) Add(line Line) Line {
 	l.lines++
-	line := Line{Number: l.lines, Time: at.UTC(), Step: clean(step), Text: clean(text)}
-	raw := fmt.Appendf(nil, "%s\t%s\t%s\n", line.Time.Format(time.RFC3339Nano), line.Step, line.Text)
+	line = Line{Number: l.lines, Time: line.Time.UTC(), Step: clean(line.Step), State: clean(line.State), Text: clean(line.Text)}
+	raw := fmt.Appendf(nil, "%s\t%s\t%s\t%s\n", line.Time.Format(time.RFC3339Nano), line.Step, line.State, line.Text)
 	half := l.kept / 2
 	if half == 0 {
 		half = MaxKept / 2
@@ -94,11 +109,11 @@ func clean(s string) string {
 // Empty reports whether nothing was added.
 func (l *Log) Empty() bool { return l.lines == 0 }
 
-// Last gives the texts of at most n last lines, oldest first. Where a step begins is none.
+// Last gives the last texts that steps said, at most n, oldest first.
 func (l *Log) Last(n int) []string {
 	var texts []string
 	add := func(raw []byte) {
-		if line, ok := parse(string(raw)); ok && line.Text != "" && len(texts) < n {
+		if line, ok := parse(string(raw)); ok && line.Step != "" && line.State == "" && line.Text != "" && len(texts) < n {
 			texts = append(texts, line.Text)
 		}
 	}
@@ -136,7 +151,7 @@ func pack(head []byte, tail [][]byte, cut int) []byte {
 	z := gzip.NewWriter(&b)
 	_, _ = z.Write(head) // a buffer takes everything
 	if cut > 0 {
-		_, _ = fmt.Fprintf(z, "\t\t(%d lines are not kept)\n", cut)
+		_, _ = fmt.Fprintf(z, "\t\t\t(%d lines are not kept)\n", cut)
 	}
 	for _, raw := range tail {
 		_, _ = z.Write(raw)
@@ -153,11 +168,11 @@ func Read(r io.Reader, handle func(Line) error) error {
 		return fmt.Errorf("read the log of a build: %w", err)
 	}
 	s := bufio.NewScanner(io.LimitReader(z, 2*MaxKept))
-	s.Buffer(nil, 4*MaxText)
+	s.Buffer(nil, 16*MaxText)
 	for n := 1; s.Scan(); n++ {
 		line, ok := parse(s.Text())
 		if !ok {
-			return fmt.Errorf("read the log of a build: line %d has not three fields", n)
+			return fmt.Errorf("read the log of a build: line %d has not four fields", n)
 		}
 		var cut int
 		if _, err := fmt.Sscanf(line.Text, "(%d lines", &cut); err == nil && line.Time.IsZero() {
@@ -175,13 +190,13 @@ func Read(r io.Reader, handle func(Line) error) error {
 }
 
 func parse(raw string) (Line, bool) {
-	fields := strings.SplitN(strings.TrimSuffix(raw, "\n"), "\t", 3)
-	if len(fields) != 3 {
+	fields := strings.SplitN(strings.TrimSuffix(raw, "\n"), "\t", 4)
+	if len(fields) != 4 {
 		return Line{}, false
 	}
 	at, err := time.Parse(time.RFC3339Nano, fields[0])
 	if fields[0] != "" && err != nil {
 		return Line{}, false
 	}
-	return Line{Time: at, Step: fields[1], Text: fields[2]}, true
+	return Line{Time: at, Step: fields[1], State: fields[2], Text: fields[3]}, true
 }

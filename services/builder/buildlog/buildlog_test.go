@@ -27,17 +27,22 @@ func TestALogIsKeptAsItWasSaid(t *testing.T) {
 	if !l.Empty() {
 		t.Error("an empty log is not empty")
 	}
-	said := []Line{
-		l.Add(at, "1/2 RUN make", ""),
-		l.Add(at.Add(time.Second), "1/2 RUN make", "cc\t-o hello"),
-		l.Add(at, "", "\x1b[31mred\x07 \xff 10%\r 20%\r"),
-		l.Add(at, "", "progress 1\rprogress 2"),
+	var said []Line
+	for _, line := range []Line{
+		{Time: at, Step: "1/2 RUN make", State: "started"},
+		{Time: at.Add(time.Second), Step: "1/2 RUN make", Text: "cc\t-o hello"},
+		{Time: at, Step: "1/2 RUN make", Text: "\x1b[31mred\x07 \xff 10%\r 20%\r"},
+		{Time: at, Step: "1/2 RUN make", State: "done", Text: "1.5s"},
+		{Time: at, Text: "progress 1\rprogress 2"},
+	} {
+		said = append(said, l.Add(line))
 	}
 	want := []Line{
-		{1, at, "1/2 RUN make", ""},
-		{2, at.Add(time.Second), "1/2 RUN make", "cc -o hello"},
-		{3, at, "", " 20%"},
-		{4, at, "", "progress 2"},
+		{Number: 1, Time: at, Step: "1/2 RUN make", State: "started"},
+		{Number: 2, Time: at.Add(time.Second), Step: "1/2 RUN make", Text: "cc -o hello"},
+		{Number: 3, Time: at, Step: "1/2 RUN make", Text: " 20%"},
+		{Number: 4, Time: at, Step: "1/2 RUN make", State: "done", Text: "1.5s"},
+		{Number: 5, Time: at, Text: "progress 2"},
 	}
 	if diff := cmp.Diff(want, said); diff != "" {
 		t.Errorf("said (-want +got):\n%s", diff)
@@ -45,7 +50,7 @@ func TestALogIsKeptAsItWasSaid(t *testing.T) {
 	if diff := cmp.Diff(want, read(t, l.Pack())); diff != "" {
 		t.Errorf("kept (-want +got):\n%s", diff)
 	}
-	if diff := cmp.Diff([]string{"cc -o hello", " 20%", "progress 2"}, l.Last(9)); diff != "" {
+	if diff := cmp.Diff([]string{"cc -o hello", " 20%"}, l.Last(9)); diff != "" {
 		t.Errorf("last lines (-want +got):\n%s", diff)
 	}
 }
@@ -68,7 +73,7 @@ func TestALineIsBoundedAndFitForATerminal(t *testing.T) {
 func TestOfALongLogTheBeginningAndTheEndAreKept(t *testing.T) {
 	l := Log{kept: 1000}
 	for n := range 1000 {
-		l.Add(at, "", fmt.Sprint("line ", n+1))
+		l.Add(Line{Time: at, Step: "s", Text: fmt.Sprint("line ", n+1)})
 	}
 	lines := read(t, l.Pack())
 	var missing, kept int
@@ -96,9 +101,9 @@ func TestALogThatCannotBeCompressedIsBounded(t *testing.T) {
 		for range MaxText {
 			b.WriteByte(byte('!' + random.IntN(90)))
 		}
-		l.Add(at, "", b.String())
+		l.Add(Line{Time: at, Text: b.String()})
 	}
-	last := l.Add(at, "", "the end")
+	last := l.Add(Line{Time: at, Text: "the end"})
 	packed := l.Pack()
 	if len(packed) > MaxSize || len(packed) < MaxSize/4 {
 		t.Errorf("it has %d bytes, more or much less than %d", len(packed), MaxSize)
@@ -117,7 +122,7 @@ func TestWhatIsNoLogIsRefused(t *testing.T) {
 	if err := Read(strings.NewReader("no gzip"), nil); err == nil {
 		t.Error("text was read as a log")
 	}
-	if err := Read(bytes.NewReader(pack([]byte("one field\n"), nil, 0)), nil); err == nil || !strings.Contains(err.Error(), "three fields") {
+	if err := Read(bytes.NewReader(pack([]byte("one field\n"), nil, 0)), nil); err == nil || !strings.Contains(err.Error(), "four fields") {
 		t.Errorf("it ended with %v", err)
 	}
 }

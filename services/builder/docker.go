@@ -1,0 +1,75 @@
+package builder
+
+import (
+	"context"
+	"os"
+	"strings"
+	"time"
+
+	fulmarv1 "fulmar/messages/fulmar/v1"
+	"fulmar/services/builder/docker"
+)
+
+// docker plans an image from a file of a Docker image. It is known by that image and the path of the file: by the digest
+// that the request names, which asks nobody, or by the id that the engine resolves the reference to.
+func (s *sources) docker(ctx context.Context, d *fulmarv1.DockerSource, l *log) (plan, error) {
+	p := plan{kind: "docker", facts: &fulmarv1.Build{}}
+	var image docker.Image
+	var err error
+	if _, digest, ok := strings.Cut(d.GetImage(), "@"); ok {
+		p.key, p.facts.ImageDigest = keyOf("docker", digest, d.GetPath()), digest
+	} else {
+		if image, err = s.resolve(ctx, d, l); err != nil {
+			return plan{}, err
+		}
+		p.key, p.facts.ImageDigest = keyOf("docker", image.ID, d.GetPath()), image.ID
+	}
+	p.make = func(ctx context.Context, l *log, out *os.File) error {
+		ctx, cancel := context.WithTimeout(ctx, s.config.Fetch)
+		defer cancel()
+		if image.ID == "" {
+			if image, err = s.resolve(ctx, d, l); err != nil {
+				return err
+			}
+		}
+		l.sayf("take %s out of docker image %s", d.GetPath(), image.ID)
+		return s.config.Engine.Extract(ctx, image.ID, d.GetPath(), out, s.config.MaxImage)
+	}
+	return p, nil
+}
+
+// resolve finds a Docker image on the engine, which pulls it if need be.
+func (s *sources) resolve(ctx context.Context, d *fulmarv1.DockerSource, l *log) (docker.Image, error) {
+	ctx, cancel := context.WithTimeout(ctx, s.config.Fetch)
+	defer cancel()
+	c, err := s.config.Credentials.Load(d.GetCredential())
+	if err != nil {
+		return docker.Image{}, err
+	}
+	i, err := s.config.Engine.Resolve(ctx, docker.Reference{Image: d.GetImage(), Pull: docker.Pull(d.GetPull()), Credential: c})
+	if err == nil {
+		l.sayf("docker image %s is %s", d.GetImage(), i.ID)
+	}
+	return i, err
+}
+
+// sweepAgain is the time between two tries to remove from an engine what an earlier run of this builder left there.
+const sweepAgain = time.Minute
+
+// sweeps removes from the engine what an earlier run of this builder left there, as soon as the engine answers.
+func (s *Service) sweeps(ctx context.Context) error {
+	t := time.NewTicker(sweepAgain)
+	defer t.Stop()
+	for {
+		err := s.config.Engine.Sweep(ctx)
+		if err == nil {
+			return nil
+		}
+		s.bus.Log.Info("engine was not swept", "engine", s.config.Engine.Host(), "err", err)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-t.C:
+		}
+	}
+}
