@@ -72,7 +72,7 @@ func Weigh(have *fulmarv1.Watch, answers []Answer, m Made, interval time.Duratio
 	case failures > 0:
 		w.Next = timestamppb.New(now.Add(max(backoff(interval, failures), min(asked, maxWait))))
 		return w, nil
-	case len(moves) == 0, w.GetSent() != 0 && !(m.Rejected && m.Newest != w.GetSentNewest()):
+	case len(moves) == 0, w.GetSent() != 0 && (!m.Rejected || m.Newest == w.GetSentNewest()):
 		return w, nil
 	}
 	w.Next = timestamppb.New(now.Add(soon)) // should this builder die before the request is sent

@@ -113,21 +113,23 @@ func repositories(contentType string, body []byte) ([]string, error) {
 // repository gives the one form of all URLs of a repository: host and path in lower case, without scheme, user, port and
 // the suffix .git. It is empty for what is no URL. Two repositories of one form cost a look that finds nothing.
 func repository(s string) string {
-	u, err := url.Parse(s)
-	if err != nil || u.Scheme == "" || !strings.Contains(s, "://") {
-		before, after, ok := strings.Cut(s, ":")
-		if !ok || strings.Contains(before, "/") {
+	var host, file string
+	if strings.Contains(s, "://") {
+		u, err := url.Parse(s)
+		if err != nil {
 			return ""
 		}
-		_, host, ok := strings.Cut(before, "@")
-		if !ok {
-			host = before
+		host, file = u.Hostname(), u.Path
+	} else { // user@host:path
+		var ok bool
+		if host, file, ok = strings.Cut(s, ":"); !ok || strings.Contains(host, "/") {
+			return ""
 		}
-		u = &url.URL{Host: host, Path: after}
+		host = host[strings.LastIndex(host, "@")+1:]
 	}
-	p := strings.TrimSuffix(path.Clean("/"+strings.TrimSuffix(u.Path, "/")), ".git")
+	p := strings.TrimSuffix(path.Clean("/"+strings.TrimSuffix(file, "/")), ".git")
 	if p == "/" {
 		return ""
 	}
-	return strings.ToLower(strings.TrimSuffix(u.Hostname(), ".") + p)
+	return strings.ToLower(strings.TrimSuffix(host, ".") + p)
 }

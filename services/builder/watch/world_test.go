@@ -2,6 +2,7 @@ package watch
 
 import (
 	"context"
+	"io"
 	"net/http"
 	"net/http/cgi"
 	"net/http/httptest"
@@ -264,7 +265,7 @@ func (w *world) awaitLook() *fulmarv1.Watch {
 // pass lets the time of the next look come, and waits for it.
 func (w *world) pass() *fulmarv1.Watch {
 	w.t.Helper()
-	w.clock.advance(2 * time.Minute)
+	w.clock.advance(150 * time.Second)
 	return w.awaitLook()
 }
 
@@ -325,7 +326,7 @@ func newRepository(t *testing.T) *upstream {
 	}
 	backend := &cgi.Handler{
 		Path: filepath.Join(strings.TrimSpace(string(out)), "git-http-backend"),
-		Env:  []string{"GIT_PROJECT_ROOT=" + root, "GIT_HTTP_EXPORT_ALL=1"},
+		Env:  []string{"GIT_PROJECT_ROOT=" + root, "GIT_HTTP_EXPORT_ALL=1"}, Stderr: io.Discard,
 	}
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
 		if strings.HasSuffix(q.URL.Path, "/info/refs") {
