@@ -14,19 +14,30 @@ func LoadEndpoint(address, root, cert, key string) (*Endpoint, error) {
 	if err != nil {
 		return nil, err
 	}
-	trusted := ca.Chain[len(ca.Chain)-1:]
-	if root != "" {
-		if trusted, err = LoadCertificates(root); err != nil {
+	roots, err := LoadRoots(root, ca.Chain)
+	if err != nil {
+		return nil, err
+	}
+	return &Endpoint{Address: address, Roots: roots, CA: ca}, nil
+}
+
+// LoadRoots reads what an endpoint is trusted by from a file; if that has no name, it is the last of a chain, which must be a
+// root.
+func LoadRoots(file string, chain []*x509.Certificate) (*x509.CertPool, error) {
+	trusted := chain[max(len(chain)-1, 0):]
+	if file != "" {
+		var err error
+		if trusted, err = LoadCertificates(file); err != nil {
 			return nil, err
 		}
-	} else if !selfSigned(trusted[0]) {
-		return nil, fmt.Errorf("%s does not end with the root: name the file of the root too", cert)
+	} else if len(trusted) == 0 || !selfSigned(trusted[0]) {
+		return nil, errors.New("the chain does not end with the root: name the file of the root too")
 	}
 	pool := x509.NewCertPool()
 	for _, c := range trusted {
 		pool.AddCert(c)
 	}
-	return &Endpoint{Address: address, Roots: pool, CA: ca}, nil
+	return pool, nil
 }
 
 // LoadAuthority reads a CA from the files of its certificate, with those up to the root, and its key.

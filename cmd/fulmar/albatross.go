@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
 	"time"
 
 	"fulmar/albatross"
@@ -31,6 +30,7 @@ type albatrossCmd struct {
 	Console     albatrossConsoleCmd     `cmd:"" help:"Print what a unikernel prints."`
 	Consoles    albatrossConsolesCmd    `cmd:"" help:"List unikernels that run no more, and whose last lines are kept."`
 	Stats       albatrossStatsCmd       `cmd:"" help:"Print what unikernels use, as it is measured."`
+	Influx      albatrossInfluxCmd      `cmd:"" help:"Send what unikernels use to a time series database, as albatross-influx does."`
 	Policy      albatrossPolicyCmd      `cmd:"" help:"List, add and remove policies."`
 	Block       albatrossBlockCmd       `cmd:"" help:"List, add, fill, dump and remove block devices."`
 	Generate    albatrossGenerateCmd    `cmd:"" help:"Make a root CA and the certificate of an endpoint."`
@@ -89,56 +89,15 @@ func (c *albatrossCmd) authority() (*remote.Authority, error) {
 	if c.Cert == "" || c.Key == "" {
 		return nil, errors.New("give the CA's certificate and key with --cert and --key")
 	}
-	chain, err := readCertificates(c.Cert)
-	if err != nil {
-		return nil, err
-	}
-	text, err := os.ReadFile(c.Key)
-	if err != nil {
-		return nil, fmt.Errorf("read key: %w", err)
-	}
-	key, err := remote.DecodeKey(text)
-	if err != nil {
-		return nil, fmt.Errorf("read key %s: %w", c.Key, err)
-	}
-	ca, err := remote.NewAuthority(chain, key)
-	if err != nil {
-		return nil, fmt.Errorf("%s and %s: %w", c.Cert, c.Key, err)
-	}
-	return ca, nil
+	return remote.LoadAuthority(c.Cert, c.Key)
 }
 
 // roots are what an endpoint is trusted by: the file of --ca, or the root at the end of a chain.
 func (c *albatrossCmd) roots(chain []*x509.Certificate) (*x509.CertPool, error) {
-	pool := x509.NewCertPool()
-	if c.CA == "" {
-		last := chain[len(chain)-1]
-		if last.CheckSignatureFrom(last) != nil {
-			return nil, fmt.Errorf("%s does not end with the root: give it with --ca", c.Cert)
-		}
-		pool.AddCert(last)
-		return pool, nil
+	if c.CA == "" && len(chain) > 0 && chain[len(chain)-1].CheckSignatureFrom(chain[len(chain)-1]) != nil {
+		return nil, fmt.Errorf("%s does not end with the root: give it with --ca", c.Cert)
 	}
-	trusted, err := readCertificates(c.CA)
-	if err != nil {
-		return nil, err
-	}
-	for _, t := range trusted {
-		pool.AddCert(t)
-	}
-	return pool, nil
-}
-
-func readCertificates(file string) ([]*x509.Certificate, error) {
-	text, err := os.ReadFile(file)
-	if err != nil {
-		return nil, fmt.Errorf("read certificate: %w", err)
-	}
-	list, err := remote.DecodeCertificates(text)
-	if err != nil {
-		return nil, fmt.Errorf("read certificate %s: %w", file, err)
-	}
-	return list, nil
+	return remote.LoadRoots(c.CA, chain)
 }
 
 // name is a name as the user wrote it: afar, one in the root is in the CA's path.

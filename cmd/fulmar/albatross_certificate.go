@@ -26,7 +26,7 @@ func (c *albatrossCertificateCmd) Run(e *env) error {
 	if a.Remote == "" || a.Cert == "" || a.Key == "" {
 		return errors.New("give the endpoint with --remote, and the certificate of the command with --cert and --key")
 	}
-	chain, err := readCertificates(a.Cert)
+	chain, err := remote.LoadCertificates(a.Cert)
 	if err != nil {
 		return err
 	}

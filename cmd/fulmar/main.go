@@ -36,6 +36,7 @@ type cli struct {
 	Events     eventsCmd     `cmd:"" help:"Print what happened."`
 	Logs       logsCmd       `cmd:"" help:"Print the console of a stack's instances."`
 	Watch      watchCmd      `cmd:"" help:"List, pause and resume the following of sources."`
+	Stats      statsCmd      `cmd:"" help:"Print what instances use: CPU, memory and network."`
 	Network    networkCmd    `cmd:"" help:"List, add and remove networks."`
 	Lease      leaseCmd      `cmd:"" help:"List the leases of addresses."`
 	GC         gcCmd         `cmd:"" name:"gc" help:"Sweep the hosts, or say what a sweep would do."`

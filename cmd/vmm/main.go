@@ -13,7 +13,6 @@ import (
 	"github.com/oklog/run"
 	"github.com/prometheus/client_golang/prometheus"
 
-	"fulmar/albatross/influx"
 	"fulmar/albatross/remote"
 	"fulmar/bus"
 	"fulmar/services/vmm"
@@ -29,7 +28,7 @@ type config struct {
 	Targets    []string     `env:"VMM_TARGETS" default:"spt" help:"Targets that the daemon runs, as spt,hvt."`
 	CPUs       []int        `name:"cpus" env:"VMM_CPUS" help:"CPU ids of units that name none. A real albatrossd wants some."`
 	Remote     remoteConfig `embed:""`
-	Influx     influxConfig `embed:""`
+	vmm.InfluxFlags
 }
 
 // remoteConfig is a daemon on another machine.
@@ -39,12 +38,6 @@ type remoteConfig struct {
 	Cert     string `env:"VMM_CERT" placeholder:"FILE" help:"Certificate of the CA that signs commands, and those up to the root. The instances are in the CA's path."`
 	Key      string `env:"VMM_KEY" placeholder:"FILE" help:"Private key of --cert."`
 	Consoles int    `env:"VMM_CONSOLES" default:"16" help:"Consoles that are followed at once, those of the youngest instances. Each is a connection to the endpoint."`
-}
-
-// influxConfig is where statistics go beside the bus.
-type influxConfig struct {
-	Influx      string `env:"VMM_INFLUX" placeholder:"URL" help:"Where statistics go in influx line protocol: tcp://HOST:PORT, or http(s)://HOST:PORT/write?db=NAME."`
-	InfluxToken string `env:"VMM_INFLUX_TOKEN" placeholder:"TOKEN" help:"Token of InfluxDB 2, over HTTP."`
 }
 
 func main() {
@@ -71,7 +64,7 @@ func serve(ctx context.Context, cfg config, log *slog.Logger) error {
 func (cfg config) vmm() (vmm.Config, error) {
 	c := vmm.Config{
 		Host: cmp.Or(cfg.Host, bus.HostName()), Dir: cfg.Dir, Path: cfg.Path, Cache: cfg.Cache, CacheBytes: cfg.CacheBytes,
-		Targets: cfg.Targets, CPUs: cfg.CPUs, Influx: influx.Config{Target: cfg.Influx.Influx, Token: cfg.Influx.InfluxToken},
+		Targets: cfg.Targets, CPUs: cfg.CPUs, Influx: cfg.InfluxFlags.Config(),
 	}
 	if cfg.Remote.Remote == "" {
 		return c, nil

@@ -57,6 +57,17 @@ type Remote struct {
 	Consoles int // that are followed at once at most: each is a connection; 0 means DefaultConsoles
 }
 
+// InfluxFlags are the flags of every command that has a vmm in it.
+type InfluxFlags struct {
+	Influx      string `env:"VMM_INFLUX" placeholder:"URL" help:"Where what unikernels use goes in influx line protocol: tcp://HOST:PORT, or http(s)://HOST:PORT/write?db=NAME. Empty: nowhere."`
+	InfluxToken string `env:"VMM_INFLUX_TOKEN" placeholder:"TOKEN" help:"Token of InfluxDB 2, over HTTP."`
+}
+
+// Config is what the flags say.
+func (f InfluxFlags) Config() influx.Config {
+	return influx.Config{Target: f.Influx, Token: f.InfluxToken}
+}
+
 // Service is vmm of one host.
 type Service struct {
 	bus     *bus.Bus
