@@ -139,6 +139,24 @@ func TestExtractHoldsNoFileInMemory(t *testing.T) {
 	}
 }
 
+func TestSweepLeavesWhatIsInUse(t *testing.T) {
+	e, api := world(t, "")
+	id := dockertest.Import(t, api, "fulmar-use:test", dockertest.File{Name: "unikernel", Body: make([]byte, large)})
+	g, result := newGate(), make(chan error, 1)
+	go func() { result <- e.Extract(t.Context(), id, "/unikernel", g, large) }()
+	<-g.reached
+	if err := e.Sweep(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if left := containers(t, api, t.Name()); len(left) != 1 {
+		t.Errorf("after Sweep the engine has %v", left)
+	}
+	close(g.open)
+	if err := <-result; err != nil {
+		t.Errorf("Extract = %v", err)
+	}
+}
+
 // victim names the image that a builder which is to be killed extracts, in its environment.
 const victim = "FULMAR_TEST_VICTIM"
 

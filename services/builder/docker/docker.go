@@ -32,8 +32,9 @@ type Engine struct {
 	api   *client.Client
 	owner string
 
-	mu   sync.Mutex
-	left map[string]bool // containers that could not be removed, by name
+	mu    sync.Mutex
+	using map[string]bool // containers that an extraction is at, by name
+	left  map[string]bool // containers that could not be removed, by name
 }
 
 // New prepares the use of an engine. It does not look whether the engine is there.
@@ -49,7 +50,7 @@ func New(c Config) (*Engine, error) {
 	if u, err := url.Parse(api.DaemonHost()); err == nil && u.Scheme == "ssh" {
 		return nil, fmt.Errorf("use a docker engine: %s: an engine is reached by unix:// or tcp://; forward its socket to use ssh", u.Redacted())
 	}
-	return &Engine{api: api, owner: c.Owner, left: map[string]bool{}}, nil
+	return &Engine{api: api, owner: c.Owner, using: map[string]bool{}, left: map[string]bool{}}, nil
 }
 
 // Close lets go of the connections.

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"slices"
 	"strings"
 	"time"
 
@@ -57,6 +58,9 @@ func (e *Engine) Extract(ctx context.Context, id, path string, w io.Writer, limi
 // create makes a container of an image. The name is there to be removed whatever comes of it.
 func (e *Engine) create(ctx context.Context, id string) (name string, err error) {
 	name = "fulmar-" + rand.Text()
+	e.mu.Lock()
+	e.using[name] = true
+	e.mu.Unlock()
 	whole, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience) // broken off, it could be made after it was removed
 	defer cancel()
 	_, err = e.api.ContainerCreate(whole, &container.Config{
@@ -78,6 +82,7 @@ func (e *Engine) remove(ctx context.Context, name string) error {
 	gone := err == nil || errdefs.IsNotFound(err)
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	delete(e.using, name)
 	if gone {
 		delete(e.left, name)
 		return nil
@@ -103,7 +108,6 @@ func (e *Engine) clear(ctx context.Context) error {
 }
 
 // Sweep removes the containers that an earlier run of this builder left, and the ones that any builder left long ago.
-// It is for the start of a builder.
 func (e *Engine) Sweep(ctx context.Context) error {
 	found, err := e.api.ContainerList(ctx, container.ListOptions{All: true, Filters: filters.NewArgs(filters.Arg("label", Label))})
 	if err != nil {
@@ -111,12 +115,19 @@ func (e *Engine) Sweep(ctx context.Context) error {
 	}
 	for _, c := range found {
 		old := time.Since(time.Unix(c.Created, 0)) > abandoned
-		if c.Labels[Label] != e.owner && !old {
+		if c.Labels[Label] != e.owner && !old || e.uses(c.Names) {
 			continue
 		}
 		err = errors.Join(err, e.remove(ctx, c.ID))
 	}
 	return err
+}
+
+// uses reports whether an extraction is at the container of these names, each of which has a slash before it.
+func (e *Engine) uses(names []string) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return slices.ContainsFunc(names, func(name string) bool { return e.using[strings.TrimPrefix(name, "/")] })
 }
 
 // look tells what a container has at a path.

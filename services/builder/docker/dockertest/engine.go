@@ -97,7 +97,7 @@ func (e *Engine) run() error {
 	if err != nil {
 		return fmt.Errorf("hear from dockerd: %w", err)
 	}
-	defer os.Remove(address)
+	defer func() { _ = os.Remove(address) }()
 	defer ready.Close()
 	said, err := os.OpenFile(filepath.Join(e.dir, "log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
@@ -207,7 +207,7 @@ func answers() bool {
 	if err != nil {
 		return false
 	}
-	defer api.Close()
+	defer func() { _ = api.Close() }()
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
 	_, err = api.Ping(ctx)

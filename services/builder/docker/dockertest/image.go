@@ -25,7 +25,7 @@ func Client(tb testing.TB, host string) *client.Client {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	tb.Cleanup(func() { api.Close() })
+	tb.Cleanup(func() { _ = api.Close() })
 	return api
 }
 

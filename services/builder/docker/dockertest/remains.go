@@ -62,19 +62,28 @@ func removeData(dir string) error {
 }
 
 // process is a process that is held fast, so that no other takes its number.
-type process struct{ fd int }
+type process struct{ *os.File }
+
+func hold(pid int) (process, error) {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return process{}, err
+	}
+	return process{os.NewFile(uintptr(fd), "pidfd")}, nil
+}
 
 // end kills the process and waits for its end.
 func (p process) end() error {
-	defer unix.Close(p.fd)
-	if err := unix.PidfdSendSignal(p.fd, unix.SIGKILL, nil, 0); err != nil {
+	defer p.Close()
+	fd := int(p.Fd())
+	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil {
 		if errors.Is(err, unix.ESRCH) {
 			return nil
 		}
 		return fmt.Errorf("end a process of an engine: %w", err)
 	}
 	for {
-		_, err := unix.Poll([]unix.PollFd{{Fd: int32(p.fd), Events: unix.POLLIN}}, int(patience.Milliseconds()))
+		_, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(patience.Milliseconds()))
 		if !errors.Is(err, unix.EINTR) {
 			return err
 		}
@@ -90,13 +99,13 @@ func descendants(pid int) []process {
 		if err != nil {
 			continue // the thread is gone
 		}
-		for _, field := range strings.Fields(string(children)) {
+		for field := range strings.FieldsSeq(string(children)) {
 			child, err := strconv.Atoi(field)
 			if err != nil {
 				continue
 			}
-			if fd, err := unix.PidfdOpen(child, 0); err == nil {
-				found = append(found, process{fd})
+			if p, err := hold(child); err == nil {
+				found = append(found, p)
 				found = append(found, descendants(child)...)
 			}
 		}
@@ -115,16 +124,16 @@ func endAll(dir string) error {
 		if err != nil {
 			continue
 		}
-		fd, err := unix.PidfdOpen(pid, 0)
+		p, err := hold(pid)
 		if err != nil {
 			continue // it is gone
 		}
 		line, err := os.ReadFile(path)
 		if err != nil || !strings.Contains(string(line), dir+"/") {
-			unix.Close(fd)
+			p.Close()
 			continue
 		}
-		if err := (process{fd}).end(); err != nil {
+		if err := p.end(); err != nil {
 			return err
 		}
 	}
