@@ -48,7 +48,7 @@ func addEndpoints(ctx context.Context, m micro.Service, svc Service) error {
 }
 
 func answer(ctx context.Context, e Endpoint, r micro.Request) {
-	request, asJSON := e.Request(), len(r.Data()) > 0 && r.Data()[0] == '{'
+	request, asJSON := e.Request(), messages.IsJSON(r.Data())
 	err := messages.Decode(r.Data(), request)
 	if err != nil {
 		_ = r.Error("400", err.Error(), nil) // who asked is gone when it fails

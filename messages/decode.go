@@ -1,12 +1,9 @@
 package messages
 
 import (
-	"errors"
+	"bytes"
 	"fmt"
-	"regexp"
-	"strings"
 
-	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
@@ -36,8 +33,7 @@ func NewRequest(kind fulmarv1.Kind) proto.Message {
 	return nil
 }
 
-// DecodeRequest reads the body of a request: JSON if its first byte is '{', else protobuf; an empty body is an empty
-// request. Unknown fields are refused by name. The error is a [Refusal].
+// DecodeRequest reads the body of a request: JSON if [IsJSON] says so, else protobuf; an empty body is an empty request. Unknown fields are refused by name. The error is a [Refusal].
 func DecodeRequest(kind fulmarv1.Kind, body []byte) (proto.Message, error) {
 	m := NewRequest(kind)
 	if m == nil {
@@ -49,36 +45,18 @@ func DecodeRequest(kind fulmarv1.Kind, body []byte) (proto.Message, error) {
 	return m, nil
 }
 
-// Decode reads a message from JSON, if its first byte is '{', else from protobuf. Unknown fields are refused by name.
+// Decode reads a message from JSON, if [IsJSON] says so, else from protobuf. Unknown fields are refused by name.
 func Decode(body []byte, m proto.Message) error {
-	if len(body) > 0 && body[0] == '{' {
-		if err := (protojson.UnmarshalOptions{RecursionLimit: maxDepth}).Unmarshal(body, m); err != nil {
-			return plain(err)
-		}
-		return nil
+	if IsJSON(body) {
+		return decodeJSON(body, m)
 	}
 	if err := proto.Unmarshal(body, m); err != nil {
+		if bytes.HasPrefix(textOf(body), []byte("{")) { // JSON is meant
+			return decodeJSON(body, m)
+		}
 		return fmt.Errorf("neither JSON nor protobuf: %w", plain(err))
 	}
 	return unknown(m.ProtoReflect())
-}
-
-// position is where the library saw an error in JSON.
-var position = regexp.MustCompile(`^(.*?)\(line (\d+):(\d+)\): (.*)$`)
-
-// plain says a protobuf error as a sentence: without the library's prefix, in which it varies the space on purpose, and
-// with the place in the text at the end.
-func plain(err error) error {
-	s := strings.ReplaceAll(err.Error(), "\u00a0", " ")
-	s = strings.Join(strings.Fields(strings.TrimPrefix(strings.TrimSpace(s), "proto:")), " ")
-	if m := position.FindStringSubmatch(s); m != nil {
-		what := strings.TrimSpace(m[1])
-		if what != "" {
-			what += ": "
-		}
-		s = fmt.Sprintf("%s%s (line %s, column %s)", what, m[4], m[2], m[3])
-	}
-	return errors.New(s)
 }
 
 // unknown finds a field that the message does not have, at any depth.

@@ -35,7 +35,9 @@ func TestDecodeTellsFormsApartByTheFirstByte(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, body := range map[string][]byte{"protobuf": binary, "JSON": json} {
+	for name, body := range map[string][]byte{
+		"protobuf": binary, "JSON": json, "JSON after a byte order mark": append([]byte("\uFEFF"), json...), "JSON after white space": append([]byte("\r\n \t"), json...),
+	} {
 		got, err := messages.DecodeRequest(deploy, body)
 		if err != nil {
 			t.Fatalf("%s: %v", name, err)
@@ -87,6 +89,30 @@ func TestDecodeRefusesInOneSentence(t *testing.T) {
 			deploy, `{"units":[],"colour":"red"}`,
 			`deploy request: unknown field "colour" (line 1, column 13)`,
 		},
+		"after white space too": {
+			deploy, "\n {\"units\":[],\"colour\":\"red\"}",
+			`deploy request: unknown field "colour" (line 2, column 14)`,
+		},
+		"JSON that ends early, after white space": {
+			deploy, ` {"units":[`,
+			`deploy request: unexpected EOF`,
+		},
+		"a duration in minutes": {
+			deploy, `{"drain":"1m30s"}`,
+			`deploy request: "1m30s" is no duration: want "90s" (line 1, column 10)`,
+		},
+		"a duration without its unit": {
+			deploy, `{"deadline":"5"}`,
+			`deploy request: "5" is no duration: want "5s" (line 1, column 13)`,
+		},
+		"a duration as a number": {
+			deploy, `{"units":[{"health":[{"startDeadline": 0.25}]}]}`,
+			`deploy request: 0.25 is no duration: want "0.25s" (line 1, column 40)`,
+		},
+		"a duration as something else": {
+			deploy, `{"drain":true}`,
+			`deploy request: true is no duration: want seconds, as "5s" or "0.1s" (line 1, column 10)`,
+		},
 		"an unknown field of a unit is named": {
 			deploy, "{\"units\":[\n {\"imagee\":{}}]}",
 			`deploy request: unknown field "imagee" (line 2, column 3)`,
@@ -121,7 +147,7 @@ func TestDecodeRefusesInOneSentence(t *testing.T) {
 		},
 		"a duration without a unit": {
 			deploy, `{"deadline":"60"}`,
-			`deploy request: invalid google.protobuf.Duration value "60" (line 1, column 13)`,
+			`deploy request: "60" is no duration: want "60s" (line 1, column 13)`,
 		},
 		"JSON that is cut off": {
 			deploy, `{"units":`,
@@ -243,5 +269,18 @@ func sentence(t *testing.T, err error) {
 	}
 	if s := err.Error(); s == "" || strings.ContainsAny(s, "\n\r\u00a0") || strings.Contains(s, "proto:") {
 		t.Fatalf("%q is not one clear line", s)
+	}
+}
+
+// TestAMessageThatLooksLikeJSONIsNone has a first unit of 123 bytes, so that its second byte is '{' after a line feed.
+func TestAMessageThatLooksLikeJSONIsNone(t *testing.T) {
+	want := &fulmarv1.DeployRequest{Units: []*fulmarv1.UnitSpec{{Name: "web", Args: []string{strings.Repeat("x", 116)}}}}
+	body, err := proto.Marshal(want)
+	if err != nil || string(body[:2]) != "\n{" {
+		t.Fatalf("it begins with %q, %v", body[:2], err)
+	}
+	got, err := messages.DecodeRequest(deploy, body)
+	if diff := cmp.Diff(want, got, protocmp.Transform()); err != nil || diff != "" {
+		t.Errorf("%v (-want +got):\n%s", err, diff)
 	}
 }
