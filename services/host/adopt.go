@@ -127,6 +127,9 @@ func (s *Service) missed(inst *instance) {
 	if err := s.store.dropRecord(name); err != nil {
 		s.log.Error("could not forget a unikernel", "unikernel", name.String(), "err", err)
 	}
+	if err := s.part(inst); err != nil {
+		s.log.Error("could not clean up after a unikernel", "unikernel", name.String(), "err", err)
+	}
 	s.forget(e)
 	s.metrics.exits.WithLabelValues(exit{}.kind()).Inc()
 	s.log.Info("unikernel ended while host did not run", "unikernel", name.String(), "how", exit{}.String())

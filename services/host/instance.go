@@ -207,6 +207,7 @@ func (s *Service) release(inst *instance) error {
 	if inst.proc != nil {
 		errs = append(errs, inst.proc.fd.Close())
 	}
+	errs = append(errs, s.part(inst))
 	s.slots.give(inst.slot)
 	return errors.Join(errs...)
 }

@@ -4,12 +4,14 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"syscall"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
@@ -116,8 +118,24 @@ func (s *Service) attachAll(inst *instance) ([]solo5.Net, error) {
 		}
 		inst.taps = append(inst.taps, t.name)
 		nets = append(nets, solo5.Net{Name: b.Netif, Tap: t.file, MAC: mac(inst.record.Name, b), MTU: bridge.Attrs().MTU})
+		if err := s.quieten(inst.record, t, bridge, nets[len(nets)-1].MAC); err != nil {
+			s.log.Warn("bridge was not kept quiet", "unikernel", inst.record.Name.String(), "tap", t.name, "err", err)
+		}
 	}
 	return nets, nil
+}
+
+// quieten spares the others on a bridge what the start of a unikernel would tell them.
+func (s *Service) quieten(r record, t *tap, bridge *netlink.Bridge, mac net.HardwareAddr) error {
+	own, err := s.bridges.own(bridge)
+	if err != nil {
+		return err
+	}
+	err = s.bridges.quieten(t, bridge, own, mac)
+	if a, ok := acquaintanceOf(r.Name, r.Args); ok {
+		err = errors.Join(err, s.bridges.introduce(a, bridge, own))
+	}
+	return err
 }
 
 func closeTaps(nets []solo5.Net) error {

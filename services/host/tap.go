@@ -96,6 +96,9 @@ func (b *bridges) attach(bridge *netlink.Bridge, uid int, alias string) (_ *tap,
 			err = errors.Join(err, t.file.Close())
 		}
 	}()
+	if err := offIPv6(t.name); err != nil {
+		return nil, fmt.Errorf("keep IPv6 off tap %s: %w", t.name, err)
+	}
 	if err := b.connect(t.name, bridge, alias); err != nil {
 		return nil, fmt.Errorf("put tap %s on bridge %s: %w", t.name, bridge.Attrs().Name, err)
 	}

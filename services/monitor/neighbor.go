@@ -6,6 +6,7 @@ import (
 	"net/netip"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
 
@@ -33,7 +34,8 @@ func (n *neighbors) close() {
 	}
 }
 
-// ask broadcasts one ARP request for an address, if it is on a link of this host.
+// ask broadcasts one ARP request for an address, if it is on a link of this host. It wakes every unikernel of the link, so
+// it does not when the kernel was told the hardware address, as host does: then the unit was asked, and has not answered.
 func (n *neighbors) ask(to netip.Addr) error {
 	if n.fd < 0 {
 		return nil
@@ -46,6 +48,9 @@ func (n *neighbors) ask(to netip.Addr) error {
 	if err != nil {
 		return err
 	}
+	if told(link, to) {
+		return nil
+	}
 	src, ok := netip.AddrFromSlice(routes[0].Src.To4())
 	if !ok || len(link.Attrs().HardwareAddr) != 6 || link.Attrs().Flags&net.FlagLoopback != 0 {
 		return nil
@@ -54,6 +59,19 @@ func (n *neighbors) ask(to netip.Addr) error {
 		Protocol: 0x0608, // ETH_P_ARP in network byte order
 		Ifindex:  link.Attrs().Index, Halen: 6, Addr: [8]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff},
 	})
+}
+
+// told reports whether somebody told the kernel the hardware address of a neighbor. A kernel before Linux 5.0 cannot say.
+func told(link netlink.Link, to netip.Addr) bool {
+	req := nl.NewNetlinkRequest(unix.RTM_GETNEIGH, 0)
+	req.AddData(&netlink.Ndmsg{Family: unix.AF_INET, Index: uint32(link.Attrs().Index)})
+	req.AddData(nl.NewRtAttr(netlink.NDA_DST, to.AsSlice()))
+	messages, err := req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWNEIGH)
+	if err != nil || len(messages) == 0 {
+		return false
+	}
+	n, err := netlink.NeighDeserialize(messages[0])
+	return err == nil && n.Flags&netlink.NTF_EXT_LEARNED != 0 && n.State&(netlink.NUD_INCOMPLETE|netlink.NUD_FAILED) == 0
 }
 
 // arpRequest is the question who has an address (RFC 826).

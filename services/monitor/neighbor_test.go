@@ -180,6 +180,35 @@ func TestAUnitThatIsNotThereCostsItsPatienceOnly(t *testing.T) {
 	}
 }
 
+func TestAUnitThatTheKernelWasToldOfIsNotAskedFor(t *testing.T) {
+	g := newGuest(t, 0)
+	p, unit := opened(t), netip.MustParseAddr("10.9.0.7")
+	tap, err := netlink.LinkByName("tap0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := netlink.NeighAdd(&netlink.Neigh{
+		LinkIndex: tap.Attrs().Index, Family: unix.AF_INET, State: netlink.NUD_STALE, Flags: netlink.NTF_EXT_LEARNED,
+		IP: unit.AsSlice(), HardwareAddr: net.HardwareAddr{2, 0, 0, 0, 0, 7},
+	}); err != nil {
+		t.Fatal(err)
+	}
+	n := newNeighbors()
+	if err := n.open(); err != nil {
+		t.Fatal(err)
+	}
+	defer n.close()
+	if err := n.ask(unit); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.ping(t.Context(), unit, 10*time.Second); err != nil { // which the unit hears after all that was asked
+		t.Fatal(err)
+	}
+	if g.asked > 0 {
+		t.Error("all were asked for a unit that is known")
+	}
+}
+
 func TestNoARPWhereThereIsNobodyToAsk(t *testing.T) {
 	newGuest(t, 0)
 	n := newNeighbors()
