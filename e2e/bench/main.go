@@ -21,6 +21,7 @@ import (
 	"fulmar/bus"
 	"fulmar/e2e/lab"
 	"fulmar/examples/hello"
+	"fulmar/messages"
 )
 
 const port = 8080
@@ -86,7 +87,11 @@ func (c config) run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	m := &measure{config: c, lab: l, bus: b, image: image, digest: digest, up: up.Pid()}
+	events, err := b.JS.Stream(ctx, messages.EventStream)
+	if err != nil {
+		return err
+	}
+	m := &measure{config: c, lab: l, bus: b, image: image, digest: digest, up: up.Pid(), events: events}
 	fmt.Printf("%s\n\n", machine())
 	for _, part := range []func(context.Context) error{m.floors, m.published, m.idle, m.underLoad, m.clean} {
 		if err := part(ctx); err != nil {

@@ -36,6 +36,7 @@ type measure struct {
 	digest string
 	up     int // pid of fulmar up
 	stacks []string
+	events jetstream.Stream
 }
 
 // run is one deployment, timed.
@@ -113,36 +114,24 @@ func (m *measure) deploy(ctx context.Context, stack, text string, port uint32) (
 
 // steps reads from the log how long each step took, by the bus's clock.
 func (m *measure) steps(ctx context.Context, stack string, generation uint64) (map[messages.Verb]time.Duration, error) {
-	cons, err := m.bus.JS.OrderedConsumer(ctx, messages.EventStream, jetstream.OrderedConsumerConfig{FilterSubjects: []string{messages.ChainFilter(stack, generation)}})
-	if err != nil {
-		return nil, err
-	}
-	batch, err := cons.FetchNoWait(len(order))
-	if err != nil {
-		return nil, err
-	}
 	steps := map[messages.Verb]time.Duration{}
 	var before time.Time
-	for msg := range batch.Messages() {
-		meta, err := msg.Metadata()
+	for _, v := range order {
+		msg, err := m.events.GetLastMsgForSubject(ctx, messages.StepSubject(stack, generation, v, "*"))
 		if err != nil {
-			return nil, err
-		}
-		s, err := messages.ParseEventSubject(msg.Subject())
-		if err != nil {
-			return nil, err
+			return nil, fmt.Errorf("look up %s of %s: %w", v, messages.DeploymentName(stack, generation), err)
 		}
 		if before.IsZero() {
 			e := &fulmarv1.Event{}
-			if err := proto.Unmarshal(msg.Data(), e); err != nil {
+			if err := proto.Unmarshal(msg.Data, e); err != nil {
 				return nil, err
 			}
 			before = e.GetDeployment().GetRequested().AsTime()
 		}
-		steps[s.Verb] = meta.Timestamp.Sub(before)
-		before = meta.Timestamp
+		steps[v] = msg.Time.Sub(before)
+		before = msg.Time
 	}
-	return steps, batch.Error()
+	return steps, nil
 }
 
 // fill deploys stacks until so many instances are live.
