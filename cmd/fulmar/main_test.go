@@ -3,14 +3,13 @@ package main
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
-	"go.uber.org/goleak"
 	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/goleak"
 	"golang.org/x/sync/errgroup"
 
 	"fulmar/bus"
@@ -93,6 +92,7 @@ func TestWhatIsWrongWithACommandIsSaidInOneSentenceAndFails(t *testing.T) {
 		"nothing staged":                    {[]string{"promote", "web"}, 1, "nothing staged"},
 		"nothing to retire":                 {[]string{"retire", "web"}, 1, "nothing to retire"},
 		"a stack that nobody knows":         {[]string{"describe", "nobody"}, 1, `no stack "nobody"`},
+		"the events of nobody":              {[]string{"events", "nobody"}, 1, `no stack "nobody"`},
 		"the logs of nobody":                {[]string{"logs", "nobody"}, 1, `no stack "nobody"`},
 		"a network with the wrong prefix":   {[]string{"network", "add", "n", "10.0.0.1/31", "--bridge", "br0"}, 1, "/8 to /30"},
 		"removing a network that is not":    {[]string{"network", "rm", "nope"}, 1, `no network "nope"`},
@@ -111,57 +111,6 @@ func TestWhatIsWrongWithACommandIsSaidInOneSentenceAndFails(t *testing.T) {
 				t.Errorf("the error has %d lines:\n%s", lines, errout)
 			}
 		})
-	}
-}
-
-func TestNetworksAreAddedListedAndRemoved(t *testing.T) {
-	w := newWorld(t)
-	if status, _, errout := w.run("network", "add", "dmz", "10.9.0.1/24", "--bridge", "br0", "--host", "h1", "--reserved", "10.9.0.2,10.9.0.128/25"); status != 0 {
-		t.Fatal(errout)
-	}
-	_, out, _ := w.run("network", "ls")
-	if !strings.Contains(out, "dmz") || !strings.Contains(out, "10.9.0.0/24") || !strings.Contains(out, "10.9.0.2,10.9.0.128/25") {
-		t.Errorf("network ls:\n%s", out)
-	}
-	_, out, _ = w.run("--json", "network", "ls")
-	var n map[string]any
-	if err := json.Unmarshal([]byte(out), &n); err != nil || n["gateway"] != "10.9.0.1" {
-		t.Errorf("network ls --json: %v\n%s", err, out)
-	}
-	if status, _, errout := w.run("network", "rm", "dmz"); status != 0 {
-		t.Error(errout)
-	}
-	if _, out, _ := w.run("network", "ls"); strings.Contains(out, "dmz") {
-		t.Errorf("it is still there:\n%s", out)
-	}
-}
-
-func TestANetworkInUseStays(t *testing.T) {
-	w := newWorld(t)
-	if status, _, errout := w.run("network", "add", "dmz", "10.9.0.1/24", "--bridge", "br0", "--host", "h1"); status != 0 {
-		t.Fatal(errout)
-	}
-	if err := w.bus.Hosts.Put(t.Context(), "h1", &fulmarv1.Host{Name: "h1"}, 0); err != nil {
-		t.Fatal(err)
-	}
-	// Nothing of it is built, because there is no such image; that it is underway is use enough.
-	if status, out, _ := w.run("deploy", "web", strings.Repeat("0", 64), "--detach"); status != 0 || out != "web-1\n" {
-		t.Fatalf("status %d: %s", status, out)
-	}
-	if err := followLog(t.Context(), w.bus, 0, func(said) (bool, error) { return true, nil }, "fulmar.event.web.1.*.*"); err != nil {
-		t.Fatal(err)
-	}
-	if status, _, errout := w.run("network", "rm", "dmz"); status != 1 || !strings.Contains(errout, "stack web uses it") {
-		t.Errorf("status %d: %s", status, errout)
-	}
-	if _, out, _ := w.run("ps"); !strings.Contains(out, "web-1") || !strings.Contains(out, "underway") {
-		t.Errorf("ps:\n%s", out)
-	}
-	if _, out, _ := w.run("events", "web"); !strings.Contains(out, "accepted") {
-		t.Errorf("events:\n%s", out)
-	}
-	if _, out, _ := w.run("describe", "web"); !strings.Contains(out, "newest generation 1") {
-		t.Errorf("describe:\n%s", out)
 	}
 }
 

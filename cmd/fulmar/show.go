@@ -220,7 +220,20 @@ func (c *eventsCmd) print(e *env, b *bus.Bus) error {
 		stack = c.Stack
 	}
 	if !c.Follow {
-		return readLog(e.ctx, b, func(s said) error { return c.one(e, s) }, messages.StackFilter(stack))
+		found := false
+		err := readLog(e.ctx, b, func(s said) error {
+			found = true
+			return c.one(e, s)
+		}, messages.StackFilter(stack))
+		if err == nil && !found && c.Stack != "" {
+			_, err = e.head(b, c.Stack)
+		}
+		return err
+	}
+	if c.Stack != "" {
+		if _, err := e.head(b, c.Stack); err != nil {
+			fmt.Fprintf(e.err, "note: %v; its events are printed once there are any\n", err)
+		}
 	}
 	err := followLog(e.ctx, b, 0, func(s said) (bool, error) { return false, c.one(e, s) }, messages.StackFilter(stack))
 	if errors.Is(err, context.Canceled) {

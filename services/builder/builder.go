@@ -131,8 +131,11 @@ func (s *Service) accept(ctx context.Context, r bus.Request) (*fulmarv1.Event, e
 	if err := s.watch.Accepted(ctx, r); err != nil {
 		return nil, err
 	}
-	network := w.Networks[d.GetContent().GetNetwork()]
-	if network == nil { // it was deleted after the request was entered; whoever leases from it says so
+	network, rev, err := s.bus.Networks.Get(ctx, d.GetContent().GetNetwork()) // after the head is written: who removes it looks there then
+	if err != nil {
+		return nil, err
+	}
+	if rev == 0 { // it was removed meanwhile, or before a crash of this; whoever leases from it says so
 		network = &fulmarv1.Network{Name: d.GetContent().GetNetwork(), Host: d.GetHost()}
 	}
 	return &fulmarv1.Event{Verb: string(messages.Accepted), Deployment: &fulmarv1.Deployment{

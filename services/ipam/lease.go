@@ -26,6 +26,9 @@ type Pool struct {
 
 // NewPool reads a network, and refuses one that cannot give addresses.
 func NewPool(n *fulmarv1.Network) (Pool, error) {
+	if n.GetPrefix() == "" {
+		return Pool{}, messages.Refuse(fulmarv1.ReasonCode_REASON_CODE_NOT_FOUND, "network %s was removed: add it again with fulmar network add, or deploy to another", n.GetName())
+	}
 	if err := messages.CheckNetwork(n); err != nil {
 		return Pool{}, messages.Refuse(fulmarv1.ReasonCode_REASON_CODE_INVALID, "%w", err)
 	}

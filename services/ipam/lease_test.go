@@ -331,3 +331,10 @@ func TestFailed(t *testing.T) {
 		})
 	}
 }
+
+func TestANetworkThatWasRemovedIsNamed(t *testing.T) {
+	_, err := NewPool(&fulmarv1.Network{Name: "lan", Host: "host1"})
+	if _, refused := messages.AsRefusal(err); !refused || !strings.HasPrefix(err.Error(), "network lan was removed") {
+		t.Errorf("got %v", err)
+	}
+}

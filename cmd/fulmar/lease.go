@@ -1,0 +1,63 @@
+package main
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"fulmar/messages"
+	fulmarv1 "fulmar/messages/fulmar/v1"
+)
+
+type leaseCmd struct {
+	Ls leaseLsCmd `cmd:"" help:"List the leases."`
+}
+
+type leaseLsCmd struct {
+	All bool `short:"a" help:"Those too whose address has rested and is free."`
+}
+
+// Run lists the leases of addresses.
+func (c *leaseLsCmd) Run(e *env) error {
+	b, closeBus, err := e.connect()
+	if err != nil {
+		return err
+	}
+	defer closeBus()
+	all, err := b.Leases.All(e.ctx)
+	if err != nil {
+		return err
+	}
+	var rows []string
+	for _, key := range slices.Sorted(maps.Keys(all)) {
+		network, address, _ := messages.ParseLeaseKey(key)
+		l := all[key]
+		state, until := leaseState(l, time.Now())
+		if state == "free" && !c.All {
+			continue
+		}
+		if e.cli.JSON {
+			if err := e.printJSON(map[string]string{"network": network, "address": address, "state": state, "instance": l.GetInstance(), "until": until}); err != nil {
+				return err
+			}
+		}
+		rows = append(rows, fmt.Sprintf("%s\t%s\t%s\t%s\t%s", network, address, state, l.GetInstance(), until))
+	}
+	if e.cli.JSON {
+		return nil
+	}
+	return e.table("NETWORK ADDRESS STATE INSTANCE RESTS-UNTIL", rows)
+}
+
+// leaseState says whether an address is held by its instance, rests after it, or is free again, and until when it rests.
+func leaseState(l *fulmarv1.Lease, now time.Time) (state, until string) {
+	if l.GetRestingUntil() == nil {
+		return "held", "-"
+	}
+	at := l.GetRestingUntil().AsTime()
+	if at.Before(now) {
+		return "free", "-"
+	}
+	return "resting", at.Local().Format(time.DateTime)
+}
