@@ -83,6 +83,9 @@ func normalize(stack string, r *fulmarv1.DeployRequest) error {
 		}
 		names[u.GetName()] = true
 	}
+	if r.GetWatch() {
+		pullWatched(r)
+	}
 	if r.GetWatch() && !slices.ContainsFunc(r.GetUnits(), func(u *fulmarv1.UnitSpec) bool { return Watchable(u.GetImage()) }) {
 		return fmt.Errorf("watch: no source of the units can move: a git ref, a docker tag, a url with sha256_url")
 	}

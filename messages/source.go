@@ -288,3 +288,12 @@ func Watchable(i *fulmarv1.Image) bool {
 	}
 	return false
 }
+
+// pullWatched makes the tags that a request watches be pulled always: what the engine has of that name stays what it is.
+func pullWatched(r *fulmarv1.DeployRequest) {
+	for _, u := range r.GetUnits() {
+		if d := u.GetImage().GetDocker(); d != nil && Watchable(u.GetImage()) {
+			d.Pull = "always"
+		}
+	}
+}

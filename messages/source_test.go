@@ -108,3 +108,24 @@ func TestAMapInARequestIsRead(t *testing.T) {
 		t.Errorf("decoded (-want +got):\n%s", diff)
 	}
 }
+
+func TestNormalizePullsWhatIsWatched(t *testing.T) {
+	images := []string{"www:live", "www@" + digest, "own:live"}
+	pulls := []string{"", "", "never"}
+	for watch, want := range map[bool][]string{true: {"always", "missing", "never"}, false: {"missing", "missing", "never"}} {
+		r := &fulmarv1.DeployRequest{Watch: watch}
+		for i, image := range images {
+			d := &fulmarv1.DockerSource{Image: image, Pull: pulls[i]}
+			r.Units = append(r.Units, &fulmarv1.UnitSpec{Name: string(rune('a' + i)), Image: &fulmarv1.Image{Source: &fulmarv1.Image_Docker{Docker: d}}})
+		}
+		n, err := messages.Normalize("web", r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, u := range n.GetUnits() {
+			if got := u.GetImage().GetDocker().GetPull(); got != want[i] {
+				t.Errorf("watch %v: %s is pulled %s, want %s", watch, images[i], got, want[i])
+			}
+		}
+	}
+}

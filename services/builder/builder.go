@@ -73,7 +73,7 @@ type Service struct {
 func New(b *bus.Bus, c Config, r prometheus.Registerer) *Service {
 	i := newImages(b, c)
 	o := newSources(c, i)
-	c.Watch.Lookers.Git = o.commit
+	c.Watch.Lookers.Git, c.Watch.Lookers.Docker = o.commit, o.latest
 	return &Service{
 		bus: b, config: c, networks: b.Networks.View(), heads: b.Heads.View(), hosts: b.Hosts.View(),
 		images: i, sources: o, cache: newCache(b), watch: watch.New(b, c.Watch),

@@ -23,6 +23,7 @@ func (s *sources) docker(ctx context.Context, d *fulmarv1.DockerSource, l *log) 
 			return plan{}, err
 		}
 		p.key, p.facts.ImageDigest = keyOf("docker", image.ID, d.GetPath()), image.ID
+		p.facts.RegistryDigest = image.Digest
 	}
 	p.make = func(ctx context.Context, l *log, out *os.File) error {
 		ctx, cancel := context.WithTimeout(ctx, s.config.Fetch)
@@ -51,6 +52,15 @@ func (s *sources) resolve(ctx context.Context, d *fulmarv1.DockerSource, l *log)
 		l.sayf("docker image %s is %s", d.GetImage(), i.ID)
 	}
 	return i, err
+}
+
+// latest asks which digest the registry of a tag has now.
+func (s *sources) latest(ctx context.Context, d *fulmarv1.DockerSource) (string, error) {
+	c, err := s.config.Credentials.Load(d.GetCredential())
+	if err != nil {
+		return "", err
+	}
+	return s.config.Engine.Latest(ctx, docker.Reference{Image: d.GetImage(), Credential: c})
 }
 
 // sweepAgain is the time between two tries to remove from an engine what an earlier run of this builder left there.

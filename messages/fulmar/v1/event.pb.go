@@ -560,9 +560,11 @@ type Build struct {
 	// Name of its log in the object store fulmar-logs. Empty: nothing was built.
 	Log string `protobuf:"bytes,7,opt,name=log,proto3" json:"log,omitempty"`
 	// SHA-256 of the image of an earlier build with the same key, when that differs: the build is not reproducible.
-	DiffersFrom   string `protobuf:"bytes,8,opt,name=differs_from,json=differsFrom,proto3" json:"differs_from,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	DiffersFrom string `protobuf:"bytes,8,opt,name=differs_from,json=differsFrom,proto3" json:"differs_from,omitempty"`
+	// Docker: the digest under which the registry had the image when it was looked up, sha256:... Empty: unknown.
+	RegistryDigest string `protobuf:"bytes,9,opt,name=registry_digest,json=registryDigest,proto3" json:"registry_digest,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *Build) Reset() {
@@ -651,6 +653,13 @@ func (x *Build) GetDiffersFrom() string {
 	return ""
 }
 
+func (x *Build) GetRegistryDigest() string {
+	if x != nil {
+		return x.RegistryDigest
+	}
+	return ""
+}
+
 var File_fulmar_v1_event_proto protoreflect.FileDescriptor
 
 const file_fulmar_v1_event_proto_rawDesc = "" +
@@ -693,7 +702,7 @@ const file_fulmar_v1_event_proto_rawDesc = "" +
 	"\binstance\x18\x06 \x01(\v2\x13.fulmar.v1.InstanceR\binstance\x12\x12\n" +
 	"\x04kept\x18\a \x01(\bR\x04kept\x12\x12\n" +
 	"\x04args\x18\b \x03(\tR\x04args\x12&\n" +
-	"\x05build\x18\t \x01(\v2\x10.fulmar.v1.BuildR\x05build\"\xf0\x01\n" +
+	"\x05build\x18\t \x01(\v2\x10.fulmar.v1.BuildR\x05build\"\x99\x02\n" +
 	"\x05Build\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x16\n" +
 	"\x06source\x18\x02 \x01(\tR\x06source\x12\x16\n" +
@@ -702,7 +711,8 @@ const file_fulmar_v1_event_proto_rawDesc = "" +
 	"\bduration\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\bduration\x12\x16\n" +
 	"\x06cached\x18\x06 \x01(\bR\x06cached\x12\x10\n" +
 	"\x03log\x18\a \x01(\tR\x03log\x12!\n" +
-	"\fdiffers_from\x18\b \x01(\tR\vdiffersFrom*\xdc\x02\n" +
+	"\fdiffers_from\x18\b \x01(\tR\vdiffersFrom\x12'\n" +
+	"\x0fregistry_digest\x18\t \x01(\tR\x0eregistryDigest*\xdc\x02\n" +
 	"\n" +
 	"ReasonCode\x12\x1b\n" +
 	"\x17REASON_CODE_UNSPECIFIED\x10\x00\x12\x17\n" +

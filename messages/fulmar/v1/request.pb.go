@@ -677,7 +677,7 @@ type DockerSource struct {
 	Image string `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"`
 	// Path of the file in the image. Default "/unikernel".
 	Path string `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
-	// When to pull it: "missing" (default), "always" or "never".
+	// When to pull it: "missing" (default), "always" or "never". A tag that is watched is always pulled, unless never.
 	Pull string `protobuf:"bytes,3,opt,name=pull,proto3" json:"pull,omitempty"`
 	// Name of a credential that the builder holds, for the registry. Empty: none.
 	Credential    string `protobuf:"bytes,4,opt,name=credential,proto3" json:"credential,omitempty"`

@@ -92,19 +92,12 @@ func repoDigest(digests []string, named reference.Named) string {
 }
 
 func (e *Engine) pull(ctx context.Context, r Reference, named reference.Named) error {
-	var options image.PullOptions
-	switch c := r.Credential; {
-	case c.Key != nil:
-		return messages.Refuse(fulmarv1.ReasonCode_REASON_CODE_INVALID, "docker image %s: its credential is a private key, and a registry takes a user name and a password", r.Image)
-	case c.Username != "" || c.Password != "":
-		auth, err := registry.EncodeAuthConfig(registry.AuthConfig{Username: c.Username, Password: c.Password, ServerAddress: reference.Domain(named)})
-		if err != nil {
-			return fmt.Errorf("encode the credential of %s: %w", reference.Domain(named), err)
-		}
-		options.RegistryAuth = auth
+	auth, err := authorization(r, named)
+	if err != nil {
+		return err
 	}
 	doing := "pull docker image " + r.Image
-	progress, err := e.api.ImagePull(ctx, r.Image, options)
+	progress, err := e.api.ImagePull(ctx, r.Image, image.PullOptions{RegistryAuth: auth})
 	if err == nil {
 		err = finish(progress)
 	}
@@ -120,6 +113,22 @@ func (e *Engine) pull(ctx context.Context, r Reference, named reference.Named) e
 		return messages.Refuse(fulmarv1.ReasonCode_REASON_CODE_INVALID, "%s: %w", doing, err)
 	}
 	return fmt.Errorf("%s: %w", doing, err)
+}
+
+// authorization is a credential as the API takes it; it is empty where there is none.
+func authorization(r Reference, named reference.Named) (string, error) {
+	c := r.Credential
+	switch {
+	case c.Key != nil:
+		return "", messages.Refuse(fulmarv1.ReasonCode_REASON_CODE_INVALID, "docker image %s: its credential is a private key, and a registry takes a user name and a password", r.Image)
+	case c.Username == "" && c.Password == "":
+		return "", nil
+	}
+	auth, err := registry.EncodeAuthConfig(registry.AuthConfig{Username: c.Username, Password: c.Password, ServerAddress: reference.Domain(named)})
+	if err != nil {
+		return "", fmt.Errorf("encode the credential of %s: %w", reference.Domain(named), err)
+	}
+	return auth, nil
 }
 
 // saysOneOf finds an answer of a registry in what an engine makes of it: older ones pass on no status.

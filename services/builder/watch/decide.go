@@ -112,11 +112,6 @@ func Due(w *fulmarv1.Watch, now time.Time) (bool, time.Time) {
 func Again(w *fulmarv1.Watch, moves []Move, asked string, newest uint64) *fulmarv1.DeployRequest {
 	r := proto.CloneOf(w.GetRequest())
 	r.Cause, r.IfNewest = Cause(moves, asked), &newest
-	for _, u := range r.GetUnits() {
-		if d := u.GetImage().GetDocker(); d != nil && messages.Watchable(u.GetImage()) {
-			d.Pull = "always" // what the engine has of that name is what has moved
-		}
-	}
 	return r
 }
 

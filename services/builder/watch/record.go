@@ -1,7 +1,6 @@
 package watch
 
 import (
-	"net/url"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -136,19 +135,8 @@ func Sources(stack string, request *fulmarv1.DeployRequest) ([]*fulmarv1.Watched
 
 // Name gives a source that can be followed as a person writes it, without credentials.
 func Name(i *fulmarv1.Image) string {
-	switch s := i.GetSource().(type) {
-	case *fulmarv1.Image_Git:
-		ref := s.Git.GetRef()
-		if ref == "" {
-			ref = "HEAD"
-		}
-		return ref + " of " + s.Git.GetUrl()
-	case *fulmarv1.Image_Docker:
-		return s.Docker.GetImage()
+	if sum := i.GetSha256Url(); sum != "" {
+		i = &fulmarv1.Image{Source: &fulmarv1.Image_Url{Url: sum}}
 	}
-	u, err := url.Parse(i.GetSha256Url())
-	if err != nil {
-		return "a URL that cannot be read"
-	}
-	return u.Redacted()
+	return messages.SourceText(i)
 }

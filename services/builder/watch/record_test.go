@@ -20,7 +20,7 @@ const (
 	three = "3333333333333333333333333333333333333333"
 
 	wwwURL  = "https://git.example/www"
-	wwwMain = "main of " + wwwURL
+	wwwMain = "git+" + wwwURL + "#main"
 )
 
 // at is a time after the begin.
@@ -93,7 +93,7 @@ func TestEnter(t *testing.T) {
 		"a source that never answered is unknown": {followed(func(_ *fulmarv1.Watch, s *fulmarv1.WatchedSource) { s.Error, s.Failures = "no", 3 }), www(), new8(func(w *fulmarv1.Watch, _ *fulmarv1.WatchedSource) { w.Next = timestamppb.New(now) })},
 		"another ref is another source": {followed(seenOne), deployOf(gitUnit("", wwwURL, "next")), new8(func(w *fulmarv1.Watch, s *fulmarv1.WatchedSource) {
 			w.Request = deployOf(gitUnit("", wwwURL, "next"))
-			s.Source, w.Next = "next of "+wwwURL, timestamppb.New(now)
+			s.Source, w.Next = "git+" + wwwURL + "#next", timestamppb.New(now)
 		})},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -133,8 +133,8 @@ func TestSourcesAreThoseThatCanMove(t *testing.T) {
 	}
 	want := []*fulmarv1.WatchedSource{
 		{Unit: "branch", Source: wwwMain},
-		{Unit: "head", Source: "HEAD of git@git.example:www.git"},
-		{Unit: "tag", Source: "registry.example/www:live"},
+		{Unit: "head", Source: "git@git.example:www.git"},
+		{Unit: "tag", Source: "docker:registry.example/www:live#/unikernel"},
 		{Unit: "artefact", Source: "https://me:xxxxx@ci.example/www.spt.sha256"},
 	}
 	if diff := cmp.Diff(want, got, protocmp.Transform()); diff != "" {

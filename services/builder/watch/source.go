@@ -7,7 +7,6 @@ import (
 	"io"
 	"net/http"
 	"strconv"
-	"strings"
 	"time"
 
 	"fulmar/messages"
@@ -90,7 +89,7 @@ func sum(ctx context.Context, client *http.Client, url string, last *fulmarv1.Wa
 	if err != nil {
 		return Answer{Err: fmt.Errorf("%s: %w", r.URL.Redacted(), err)}
 	}
-	value, err := readSum(text)
+	value, err := messages.ParseSum(text)
 	if err != nil {
 		return Answer{Err: fmt.Errorf("%s: %w", r.URL.Redacted(), err)}
 	}
@@ -99,16 +98,6 @@ func sum(ctx context.Context, client *http.Client, url string, last *fulmarv1.Wa
 		a.ETag = ""
 	}
 	return a
-}
-
-// readSum reads the SHA-256 at the begin of a text, as sha256sum prints it.
-func readSum(text []byte) (string, error) {
-	word, _, _ := strings.Cut(strings.TrimLeft(strings.TrimPrefix(string(text), "\\"), " \t\r\n"), " ")
-	word = strings.ToLower(strings.TrimSpace(strings.SplitN(word, "\n", 2)[0]))
-	if !messages.IsDigest(word) {
-		return "", fmt.Errorf("the text begins with %q and not with a SHA-256 of 64 hexadecimal digits", limited(word, 70))
-	}
-	return word, nil
 }
 
 // retryAfter is how long a server asks to stay away: seconds or a date.

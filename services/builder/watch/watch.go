@@ -334,7 +334,9 @@ func madeOf(w *fulmarv1.Watch, u *fulmarv1.Unit) string {
 			return u.GetBuild().GetCommit()
 		case *fulmarv1.Image_Url:
 			return u.GetImage()
+		case *fulmarv1.Image_Docker:
+			return u.GetBuild().GetRegistryDigest()
 		}
 	}
-	return "" // what an engine calls an image is not what its registry calls it
+	return ""
 }

@@ -32,7 +32,7 @@ func TestAPushIsDeployedOnce(t *testing.T) {
 		t.Errorf("two builders asked %d times", n)
 	}
 	sent := w.wantRequests(2)
-	if want := "main of " + w.repo.url + " moved from " + first[:7] + " to " + second[:7]; sent.GetCause() != want || sent.GetIfNewest() != 1 || !sent.GetWatch() {
+	if want := "git+" + w.repo.url + "#main moved from " + first[:7] + " to " + second[:7]; sent.GetCause() != want || sent.GetIfNewest() != 1 || !sent.GetWatch() {
 		t.Errorf("sent %v, want cause %q", sent, want)
 	}
 	if r.GetRequest().GetCause() != "" || r.GetRequest().IfNewest != nil || r.GetSent() != 0 {

@@ -137,7 +137,7 @@ func TestAWebhookDeploysAtOnce(t *testing.T) {
 	w.await("the push is deployed", func(r *fulmarv1.Watch, s *fulmarv1.WatchedSource) bool {
 		return r.GetGeneration() == 2 && s.GetSeen() == second
 	})
-	if got, want := w.wantRequests(2).GetCause(), "main of "+w.repo.url+" moved from "+first[:7]+" to "+second[:7]+" (webhook of GitHub)"; got != want {
+	if got, want := w.wantRequests(2).GetCause(), "git+"+w.repo.url+"#main moved from "+first[:7]+" to "+second[:7]+" (webhook of GitHub)"; got != want {
 		t.Errorf("the cause is %q, want %q", got, want)
 	}
 	for path, want := range map[string]int{"/webhook/github": 405, "/webhook/bitbucket": 404, "/": 404} {
