@@ -35,6 +35,10 @@ type Engine struct {
 	mu    sync.Mutex
 	using map[string]bool // containers that an extraction is at, by name
 	left  map[string]bool // containers that could not be removed, by name
+
+	held     map[string]bool     // references of images of builds that run or are not discarded
+	built    map[string][]string // references of images that are not discarded, by id
+	classics int                 // builds that run by the classic builder
 }
 
 // New prepares the use of an engine. It does not look whether the engine is there.
@@ -50,7 +54,7 @@ func New(c Config) (*Engine, error) {
 	if u, err := url.Parse(api.DaemonHost()); err == nil && u.Scheme == "ssh" {
 		return nil, fmt.Errorf("use a docker engine: %s: an engine is reached by unix:// or tcp://; forward its socket to use ssh", u.Redacted())
 	}
-	return &Engine{api: api, owner: c.Owner, using: map[string]bool{}, left: map[string]bool{}}, nil
+	return &Engine{api: api, owner: c.Owner, using: map[string]bool{}, left: map[string]bool{}, held: map[string]bool{}, built: map[string][]string{}}, nil
 }
 
 // Close lets go of the connections.

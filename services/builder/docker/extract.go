@@ -107,7 +107,7 @@ func (e *Engine) clear(ctx context.Context) error {
 	return nil
 }
 
-// Sweep removes the containers that an earlier run of this builder left, and the ones that any builder left long ago.
+// Sweep removes the containers and images that an earlier run of this builder left, and the ones that any builder left long ago.
 func (e *Engine) Sweep(ctx context.Context) error {
 	found, err := e.api.ContainerList(ctx, container.ListOptions{All: true, Filters: filters.NewArgs(filters.Arg("label", Label))})
 	if err != nil {
@@ -120,7 +120,7 @@ func (e *Engine) Sweep(ctx context.Context) error {
 		}
 		err = errors.Join(err, e.remove(ctx, c.ID))
 	}
-	return err
+	return errors.Join(err, e.sweepImages(ctx))
 }
 
 // uses reports whether an extraction is at the container of these names, each of which has a slash before it.
