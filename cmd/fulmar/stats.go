@@ -27,7 +27,7 @@ type statsCmd struct {
 // Help says what the columns are.
 func (*statsCmd) Help() string {
 	return `CPU is in percent of one CPU; memory is what is resident; RX and TX are what the unikernel received and sent, in bytes a second.
-Rates are those between the last two measurements, so an instance that has just started has none.`
+Rates are those between the last two measurements, so an instance that has just started has none. There is one every ten seconds.`
 }
 
 // Run prints what instances use.
@@ -70,6 +70,11 @@ func (c *statsCmd) last(e *env, b *bus.Bus) (map[string]use, error) {
 	running, uses := onHosts(hosts), map[string]use{}
 	var errs []error
 	for _, host := range slices.Sorted(maps.Keys(hosts)) {
+		for _, i := range hosts[host].GetInstances() {
+			if i.GetRunning() && (c.Stack == "" || strings.HasPrefix(i.GetName(), c.Stack+".")) {
+				uses[i.GetName()] = use{sample: &fulmarv1.Stats{Host: host, Instance: i.GetName()}}
+			}
+		}
 		samples, err := b.Stats(e.ctx, host, &fulmarv1.StatsRequest{Stack: c.Stack, Samples: 2})
 		if err != nil {
 			errs = append(errs, err)
@@ -91,6 +96,9 @@ func (c *statsCmd) follow(e *env, uses map[string]use, live <-chan *nats.Msg) er
 		}
 	}
 	for _, instance := range slices.Sorted(maps.Keys(uses)) {
+		if uses[instance].sample.GetTime() == nil {
+			continue
+		}
 		if err := e.printUse(uses[instance]); err != nil {
 			return err
 		}
@@ -105,7 +113,7 @@ func (c *statsCmd) follow(e *env, uses map[string]use, live <-chan *nats.Msg) er
 				return fmt.Errorf("read statistics: %w", err)
 			}
 			last := uses[m.GetInstance()].sample
-			if last != nil && !m.GetTime().AsTime().After(last.GetTime().AsTime()) {
+			if last.GetTime() != nil && !m.GetTime().AsTime().After(last.GetTime().AsTime()) {
 				continue // it was in the past already
 			}
 			uses[m.GetInstance()] = useOf(last, m)
@@ -118,17 +126,17 @@ func (c *statsCmd) follow(e *env, uses map[string]use, live <-chan *nats.Msg) er
 
 // use is what an instance uses: a sample, and the rates since the one before.
 type use struct {
-	sample  *fulmarv1.Stats
-	rated   bool    // the rates are known
-	percent float64 // of one CPU
-	rx, tx  float64 // bytes a second
+	sample  *fulmarv1.Stats // without a time: none has come yet
+	rated   bool            // the rates are known
+	percent float64         // of one CPU
+	rx, tx  float64         // bytes a second
 }
 
 // useOf compares two samples, of which the first may be missing. One of another process, which was started again, is no measure.
 func useOf(before, after *fulmarv1.Stats) use {
 	u := use{sample: after}
 	seconds := after.GetTime().AsTime().Sub(before.GetTime().AsTime()).Seconds()
-	if before == nil || seconds <= 0 || !proto.Equal(before.GetStarted(), after.GetStarted()) || cpu(after) < cpu(before) {
+	if before.GetTime() == nil || seconds <= 0 || !proto.Equal(before.GetStarted(), after.GetStarted()) || cpu(after) < cpu(before) {
 		return u
 	}
 	rx, tx := traffic(after)
@@ -153,11 +161,14 @@ func traffic(m *fulmarv1.Stats) (rx, tx uint64) {
 
 // cells says the CPU time, memory, traffic and host of an instance for people.
 func (u use) cells() []string {
-	rates := []string{"-", "-", "-"}
-	if u.rated {
-		rates = []string{fmt.Sprintf("%.1f %%", u.percent), bytesOf(u.rx) + "/s", bytesOf(u.tx) + "/s"}
+	cells := []string{"-", "-", "-", "-", u.sample.GetHost()}
+	if u.sample.GetTime() != nil {
+		cells[1] = bytesOf(float64(u.sample.GetResidentBytes()))
 	}
-	return []string{rates[0], bytesOf(float64(u.sample.GetResidentBytes())), rates[1], rates[2], u.sample.GetHost()}
+	if u.rated {
+		cells[0], cells[2], cells[3] = fmt.Sprintf("%.1f %%", u.percent), bytesOf(u.rx)+"/s", bytesOf(u.tx)+"/s"
+	}
+	return cells
 }
 
 // useLine is what a line of what is followed looks like: time, instance, CPU time, memory, traffic and host.
@@ -203,13 +214,14 @@ func (e *env) printUse(u use) error {
 		_, err := fmt.Fprintf(e.out, useLine, u.sample.GetTime().AsTime().Local().Format("15:04:05.000"), u.sample.GetInstance(), c[0], c[1], c[2], c[3], c[4])
 		return err
 	}
-	sample, err := protojson.Marshal(u.sample)
-	if err != nil {
-		return fmt.Errorf("print JSON: %w", err)
-	}
-	line := map[string]any{
-		"host": u.sample.GetHost(), "instance": u.sample.GetInstance(), "time": u.sample.GetTime().AsTime().Format(time.RFC3339Nano),
-		"memory_bytes": u.sample.GetResidentBytes(), "sample": json.RawMessage(sample),
+	line := map[string]any{"host": u.sample.GetHost(), "instance": u.sample.GetInstance()}
+	if u.sample.GetTime() != nil {
+		sample, err := protojson.Marshal(u.sample)
+		if err != nil {
+			return fmt.Errorf("print JSON: %w", err)
+		}
+		line["time"], line["memory_bytes"] = u.sample.GetTime().AsTime().Format(time.RFC3339Nano), u.sample.GetResidentBytes()
+		line["sample"] = json.RawMessage(sample)
 	}
 	if u.rated {
 		line["cpu_percent"], line["receive_bytes_per_second"], line["transmit_bytes_per_second"] = u.percent, u.rx, u.tx
