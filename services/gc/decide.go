@@ -53,7 +53,7 @@ func (d Do) String() string {
 type Action struct {
 	Do    Do
 	Why   string
-	Cause string        // Condemn: failed, kept, idle or timeout
+	Cause string        // Condemn: failed, kept, ended, idle or timeout
 	After time.Duration // Wait: when to look again
 }
 
@@ -62,7 +62,8 @@ type Facts struct {
 	Last       messages.Verb // of its chain. Empty: no event is left
 	Redirected bool          // the kernel still leads clients to it; draining only
 	Dying      int           // instances that no other deployment refers to
-	Flows      int           // TCP flows that these still answer
+	Ended      int           // how many of these have exited
+	Flows      int           // TCP flows that the others still answer
 	IdleSince  time.Time     // when the first of the polls in a row was that found none; zero: the last one found some
 }
 
@@ -117,6 +118,8 @@ func nextOfDrain(d *fulmarv1.HeadDeployment, f Facts, now time.Time) Action {
 		return Action{Do: Wait, Why: "the kernel still leads clients to it", After: again(d, now)}
 	case f.Dying == 0:
 		return Action{Do: Condemn, Why: "all of its instances are kept", Cause: "kept"}
+	case f.Ended == f.Dying:
+		return Action{Do: Condemn, Why: "its instances have exited", Cause: "ended"}
 	case !now.Before(end):
 		return Action{Do: Condemn, Why: fmt.Sprintf("its drain time of %s is over, %d connections are cut", d.GetContent().GetDrain().AsDuration(), f.Flows), Cause: "timeout"}
 	case !f.IdleSince.IsZero() && now.Sub(f.IdleSince) >= apart:

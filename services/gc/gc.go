@@ -16,6 +16,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -168,7 +169,7 @@ func (s *Service) look(ctx context.Context, stack string, generation uint64) (lo
 	}
 	facts.Last = messages.Verb(l.last.GetVerb())
 	if l.entry.GetState() == fulmarv1.State_STATE_DRAINING {
-		if err := s.lookAtKernel(l, &facts); err != nil {
+		if err := s.lookAtKernel(ctx, l, &facts); err != nil {
 			return l, err
 		}
 	}
@@ -176,8 +177,9 @@ func (s *Service) look(ctx context.Context, stack string, generation uint64) (lo
 	return l, nil
 }
 
-// lookAtKernel asks whether clients are still led to a deployment that drains, and then for its flows.
-func (s *Service) lookAtKernel(l looked, f *Facts) error {
+// lookAtKernel asks whether clients are still led to a deployment that drains, and then for the flows of its instances that
+// have not ended: nobody answers those of the others.
+func (s *Service) lookAtKernel(ctx context.Context, l looked, f *Facts) error {
 	redirected, err := firewall.Redirected()
 	if err != nil {
 		return err
@@ -185,13 +187,24 @@ func (s *Service) lookAtKernel(l looked, f *Facts) error {
 	if f.Redirected = redirected[l.entry.GetGeneration()]; f.Redirected || len(l.dying) == 0 {
 		return nil
 	}
+	host, _, err := s.bus.Hosts.Get(ctx, s.config.Host)
+	if err != nil {
+		return err
+	}
 	var addrs []netip.Addr
 	for _, i := range l.dying {
+		if ended(host, i.GetName()) {
+			f.Ended++
+			continue
+		}
 		addr, err := netip.ParseAddr(i.GetAddress())
 		if err != nil {
 			return err
 		}
 		addrs = append(addrs, addr)
+	}
+	if len(addrs) == 0 {
+		return nil
 	}
 	open, err := conntrack.Established(addrs...)
 	if err != nil {
@@ -202,6 +215,11 @@ func (s *Service) lookAtKernel(l looked, f *Facts) error {
 	}
 	f.IdleSince = s.polled(l.name(), f.Flows, time.Now())
 	return nil
+}
+
+// ended reports whether the record of the host says that an instance has. One that it does not name may be about to.
+func ended(host *fulmarv1.Host, instance string) bool {
+	return slices.ContainsFunc(host.GetInstances(), func(i *fulmarv1.HostInstance) bool { return i.GetName() == instance && !i.GetRunning() })
 }
 
 // polled remembers a poll of a drain's flows, and gives since when there have been none.

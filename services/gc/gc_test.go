@@ -56,6 +56,26 @@ func TestADrainWaitsForKernelAndConnections(t *testing.T) {
 	}
 }
 
+func TestADrainDoesNotWaitForTheConnectionsOfWhatHasExited(t *testing.T) {
+	w := newWorld(t)
+	connect(t) // and nobody ends it: its entry stays for days
+	exited := &fulmarv1.Host{Name: "h1", Instances: []*fulmarv1.HostInstance{{Name: "web.web.5", Exit: "exited with status 1"}}}
+	if err := w.bus.Hosts.Put(t.Context(), "h1", exited, 0); err != nil {
+		t.Fatal(err)
+	}
+	long := entry(5, draining, instance(5))
+	long.Content.Drain = durationpb.New(24 * time.Hour)
+	w.head(6, long, entry(6, live, instance(6)))
+	w.say(messages.Published, 5)
+	w.say(messages.Published, 6)
+	w.gc(never)
+	w.awaitPlan("web-5 wait: the kernel still leads clients to it")
+	iptables(t, "-D", "PREROUTING", "-p", "tcp", "--dport", "8080", "-j", "FULMAR-5")
+	iptables(t, "-F", "FULMAR-5")
+	iptables(t, "-X", "FULMAR-5")
+	w.chain(5, messages.Published, messages.Drained)
+}
+
 func TestADrainEndsWithItsTime(t *testing.T) {
 	w := newWorld(t)
 	connect(t)

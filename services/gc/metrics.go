@@ -13,7 +13,7 @@ type metrics struct {
 func newMetrics(r prometheus.Registerer) metrics {
 	m := metrics{
 		condemned: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "fulmar_gc_condemned_total", Help: "Deployments that were condemned: failed, kept, idle or timeout.",
+			Name: "fulmar_gc_condemned_total", Help: "Deployments that were condemned: failed, kept, ended, idle or timeout.",
 		}, []string{"cause"}),
 		orphans: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "fulmar_gc_orphans_total", Help: "Instances that belonged to nobody and were drained.",
