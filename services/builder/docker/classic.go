@@ -14,6 +14,12 @@ import (
 // period is that of the quota of CPU time, in microseconds.
 const period = 100_000
 
+// What lines of the classic builder's own begin with.
+const (
+	arrow    = " ---> "
+	removing = "Removing intermediate container "
+)
+
 // classic builds by the classic builder, whose layers are images: those that a stage ends with are kept for the next
 // build of the same name, also when this one fails.
 func (r *run) classic(ctx context.Context) (string, error) {
@@ -62,6 +68,9 @@ type stages struct {
 func (s *stages) hear(m message) error {
 	switch {
 	case m.Stream != "":
+		if strings.HasPrefix(m.Stream, removing) || strings.HasPrefix(m.Stream, arrow) { // the command had not ended its line
+			s.partial.end(s.line)
+		}
 		s.partial.add([]byte(m.Stream), s.line)
 	case m.Status != "" && m.ID == "":
 		s.log(Line{Step: s.current, Text: plain(m.Status)})
@@ -77,7 +86,6 @@ func (s *stages) hear(m message) error {
 
 // line reads a line: Step 2/5 : RUN make, then what the step says, then the image that it made.
 func (s *stages) line(text string) {
-	const arrow = " ---> "
 	if step, ok := strings.CutPrefix(text, "Step "); ok {
 		if number, instruction, ok := strings.Cut(step, " : "); ok {
 			s.done()
@@ -96,7 +104,7 @@ func (s *stages) line(text string) {
 	case ok && (strings.HasPrefix(what, "Running in ") || what == ""):
 	case ok && isShortID(what):
 		s.reach(what)
-	case strings.HasPrefix(text, "Removing intermediate container "), strings.HasPrefix(text, "Successfully built "), strings.HasPrefix(text, "Successfully tagged "):
+	case strings.HasPrefix(text, removing), strings.HasPrefix(text, "Successfully built "), strings.HasPrefix(text, "Successfully tagged "):
 	default:
 		s.log(Line{Step: s.current, Text: text})
 	}
