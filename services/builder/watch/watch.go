@@ -71,7 +71,8 @@ func New(b *bus.Bus, c Config) *Service {
 		c.Interval = DefaultInterval
 	}
 	if c.Lookers.HTTP == nil {
-		c.Lookers.HTTP = &http.Client{Timeout: limit}
+		once := &http.Transport{Proxy: http.ProxyFromEnvironment, DisableKeepAlives: true} // nobody keeps a connection for a minute
+		c.Lookers.HTTP = &http.Client{Transport: once, Timeout: limit}
 	}
 	if c.Register == nil {
 		c.Register = prometheus.NewRegistry()
