@@ -233,6 +233,9 @@ func ParseBuildLogName(name string) (stack string, generation uint64, unit strin
 	return stack, generation, unit, found && err == nil
 }
 
+// BuildLogFilter matches the logs of all builds of a stack.
+func BuildLogFilter(stack string) string { return "fulmar.log.build." + stack + ".*" }
+
 // StatsSubject carries what an instance uses, live and not kept: fulmar.stats.<host>.<instance>.
 func StatsSubject(host, instance string) string { return "fulmar.stats." + host + "." + instance }
 

@@ -23,12 +23,13 @@ import (
 
 type deployCmd struct {
 	change
-	Image    string        `arg:"" optional:"" help:"Image: a file, an http(s) URL (with --sha256) or the SHA-256 of an object in the store."`
+	Image    string        `arg:"" optional:"" help:"Image: a file, an http(s) URL (with --sha256), the SHA-256 of an object in the store, docker:REFERENCE[#PATH], oci:LAYOUT[@REFERENCE][#PATH], or git+URL[#REF[:DIRECTORY]]."`
 	File     string        `short:"f" placeholder:"SPEC" help:"Request as YAML or JSON (DeployRequest); image files are relative to it. - is standard input."`
 	Port     []string      `short:"p" placeholder:"PORT:TARGET/PROTO" sep:"none" help:"Port of the host that leads to the unit: 8080:80/tcp."`
 	Arg      []string      `short:"a" sep:"none" placeholder:"ARG" help:"Argument, a template: --ipv4={{.IP}}/{{.PrefixLen}}."`
 	Memory   uint32        `placeholder:"MB" help:"Memory in MB (default 32)."`
 	CPU      []uint32      `name:"cpu" help:"Ids of the CPUs it may run on."`
+	Restart  string        `placeholder:"WHEN" help:"Whether its host starts it again after it ended by itself: never (default), on-failure or always."`
 	Device   string        `help:"Net device of the image's manifest (default: the only one)."`
 	Health   []string      `sep:"none" placeholder:"CHECK" help:"icmp, tcp:PORT, http:PORT/PATH[=STATUS] or dns:PORT/NAME (default: tcp of each published port, else icmp)."`
 	Interval time.Duration `help:"Time between two checks (default 1s)."`
@@ -38,6 +39,8 @@ type deployCmd struct {
 	Deadline time.Duration `help:"From request to publication at most (default 1m)."`
 	Drain    time.Duration `default:"-1ns" placeholder:"1m" help:"How long established connections of what is replaced may last (default 1m)."`
 	SHA256   string        `name:"sha256" help:"SHA-256 that the image must have."`
+
+	sourceFlags `embed:"" group:"Sources"`
 }
 
 // Run uploads the image, asks for the deployment and follows it.
@@ -84,6 +87,9 @@ func (c *deployCmd) build(stdin io.Reader) (*fulmarv1.DeployRequest, error) {
 	if c.Staged {
 		r.Staged = true
 	}
+	if c.Watch {
+		r.Watch = true
+	}
 	if c.Deadline != 0 {
 		r.Deadline = durationpb.New(c.Deadline)
 	}
@@ -98,14 +104,18 @@ func (c *deployCmd) units(stdin io.Reader) (*fulmarv1.DeployRequest, error) {
 	switch {
 	case c.File != "" && c.Image != "":
 		return nil, errors.New("give an IMAGE or a spec with -f, not both")
-	case c.File != "" && (len(c.Port)+len(c.Arg)+len(c.CPU)+len(c.Health) > 0 || c.Memory != 0 || c.Device != "" || c.SHA256 != "" || c.Checks != 0 || c.Interval != 0):
-		return nil, errors.New("with -f the spec says everything about the units: --port, --arg, --memory, --cpu, --device, --health, --interval, --checks and --sha256 go with an IMAGE")
+	case c.File != "" && (len(c.Port)+len(c.Arg)+len(c.CPU)+len(c.Health) > 0 || c.Memory != 0 || c.Restart != "" || c.Device != "" || c.SHA256 != "" || c.Checks != 0 || c.Interval != 0 || c.given()):
+		return nil, errors.New("with -f the spec says everything about the units: --port, --arg, --memory, --restart, --cpu, --device, --health, --interval, --checks, --sha256 and what says how it is built go with an IMAGE")
 	case c.File != "":
 		return readSpec(c.File, stdin)
 	case c.Image == "":
 		return nil, errors.New("give an IMAGE, or a spec with -f")
 	}
-	u := &fulmarv1.UnitSpec{Args: c.Arg, Memory: c.Memory, Cpus: c.CPU, Device: c.Device, Image: imageOf(c.Image, c.SHA256)}
+	image, err := c.image(c.Image, c.SHA256)
+	if err != nil {
+		return nil, err
+	}
+	u := &fulmarv1.UnitSpec{Args: c.Arg, Memory: c.Memory, Cpus: c.CPU, Device: c.Device, Restart: c.Restart, Image: image}
 	for _, s := range c.Port {
 		p, err := parsePort(s)
 		if err != nil {
@@ -131,15 +141,23 @@ func (c *deployCmd) units(stdin io.Reader) (*fulmarv1.DeployRequest, error) {
 // absolute makes the image files of a request absolute; they are relative to dir.
 func absolute(r *fulmarv1.DeployRequest, dir string) error {
 	for _, u := range r.GetUnits() {
-		path := u.GetImage().GetFile()
-		if path == "" || filepath.IsAbs(path) {
+		var path *string
+		switch source := u.GetImage().GetSource().(type) {
+		case *fulmarv1.Image_File:
+			path = &source.File
+		case *fulmarv1.Image_Oci:
+			path = &source.Oci.Layout
+		default:
 			continue
 		}
-		path, err := filepath.Abs(filepath.Join(dir, path))
-		if err != nil {
-			return fmt.Errorf("image %s: %w", u.GetImage().GetFile(), err)
+		if *path == "" || filepath.IsAbs(*path) {
+			continue
 		}
-		u.Image.Source = &fulmarv1.Image_File{File: path}
+		whole, err := filepath.Abs(filepath.Join(dir, *path))
+		if err != nil {
+			return fmt.Errorf("image %s: %w", *path, err)
+		}
+		*path = whole
 	}
 	return nil
 }
@@ -167,20 +185,6 @@ func readSpec(file string, stdin io.Reader) (*fulmarv1.DeployRequest, error) {
 	}
 	r := m.(*fulmarv1.DeployRequest)
 	return r, absolute(r, dir)
-}
-
-// imageOf tells the three sources of an image apart.
-func imageOf(s, sha string) *fulmarv1.Image {
-	i := &fulmarv1.Image{Sha256: sha}
-	switch {
-	case strings.HasPrefix(s, "http://"), strings.HasPrefix(s, "https://"):
-		i.Source = &fulmarv1.Image_Url{Url: s}
-	case messages.IsDigest(strings.ToLower(s)):
-		i.Source = &fulmarv1.Image_Object{Object: strings.ToLower(s)}
-	default:
-		i.Source = &fulmarv1.Image_File{File: s}
-	}
-	return i
 }
 
 // upload puts an image file into the object store under its digest, unless it is there, and gives it as a source.

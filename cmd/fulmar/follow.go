@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
@@ -124,6 +125,8 @@ type follower struct {
 	generation uint64
 	wait       bool
 
+	builds chan *nats.Msg // the logs of the builds of the stack
+
 	before time.Time // of the step before
 	begin  time.Time
 }
@@ -146,11 +149,7 @@ func (f *follower) follow() error {
 			return err
 		}
 	}
-	var end said
-	err := followLog(f.env.ctx, f.bus, 0, func(s said) (bool, error) {
-		end = s
-		return ends(s.subject.Verb), f.print(s)
-	}, messages.ChainFilter(f.stack, f.generation))
+	end, err := f.followUp()
 	if errors.Is(err, context.Canceled) {
 		return fmt.Errorf("%s goes on; follow it with: fulmar events -f %s", f.name(), f.stack)
 	}
@@ -164,6 +163,42 @@ func (f *follower) follow() error {
 		return f.followRetirement(end)
 	}
 	return nil
+}
+
+// followUp prints the steps of the way up, and of builds meanwhile, and gives the last one.
+func (f *follower) followUp() (end said, err error) {
+	ctx, cancel := context.WithCancel(f.env.ctx)
+	defer cancel()
+	events, ended := make(chan said), make(chan error, 1)
+	go func() {
+		ended <- followLog(ctx, f.bus, 0, func(s said) (bool, error) {
+			select {
+			case events <- s:
+			case <-ctx.Done():
+			}
+			return ends(s.subject.Verb), nil
+		}, messages.ChainFilter(f.stack, f.generation))
+	}()
+	for {
+		select {
+		case m := <-f.builds:
+			err = f.printStep(m)
+		case end = <-events:
+			for len(f.builds) > 0 && err == nil {
+				err = f.printStep(<-f.builds)
+			}
+			if err == nil {
+				err = f.print(end)
+			}
+		case err := <-ended:
+			return end, err
+		}
+		if err != nil {
+			cancel()
+			<-ended
+			return end, err
+		}
+	}
 }
 
 // ends reports whether a verb ends the way up.
@@ -234,7 +269,11 @@ func facts(s said) string {
 		return fmt.Sprintf("%s on network %s", messages.KindName(d.GetKind()), d.GetContent().GetNetwork())
 	case messages.Built:
 		for _, u := range d.GetUnits() {
-			parts = append(parts, fmt.Sprintf("%s %s, %d KB", u.GetTarget(), short(u.GetImage()), (u.GetImageSize()+1023)/1024))
+			part := fmt.Sprintf("%s %s, %d KB", u.GetTarget(), short(u.GetImage()), (u.GetImageSize()+1023)/1024)
+			if b := u.GetBuild(); b != nil {
+				part += ", " + provenance(b)
+			}
+			parts = append(parts, part)
 		}
 	case messages.Leased:
 		for _, u := range d.GetUnits() {
@@ -262,6 +301,24 @@ func facts(s said) string {
 		return s.event.GetReason()
 	}
 	return strings.Join(parts, ", ")
+}
+
+// provenance says how an image was made.
+func provenance(b *fulmarv1.Build) string {
+	text := "from " + b.GetSource()
+	if b.GetCommit() != "" {
+		text += ", commit " + short(b.GetCommit())
+	}
+	took := b.GetDuration().AsDuration().Round(time.Millisecond)
+	if b.GetCached() {
+		text += fmt.Sprintf(", cached (built in %s)", took)
+	} else {
+		text += fmt.Sprintf(", built in %s", took)
+	}
+	if d := b.GetDiffersFrom(); d != "" {
+		text += ", differs from " + short(d)
+	}
+	return text
 }
 
 func short(digest string) string { return digest[:min(12, len(digest))] }

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 
+	"github.com/nats-io/nats.go"
 	"google.golang.org/protobuf/proto"
 
 	"fulmar/bus"
@@ -74,11 +75,18 @@ func (c *change) send(e *env, b *bus.Bus, kind fulmarv1.Kind, request proto.Mess
 	if err != nil {
 		return fmt.Errorf("%s %s: %w", messages.KindName(kind), c.Stack, err)
 	}
-	generation, err := b.Request(e.ctx, kind, c.Stack, body)
+	f := follower{env: e, bus: b, stack: c.Stack, wait: c.Wait, builds: make(chan *nats.Msg, logQueue)}
+	if !c.Detach && !e.cli.JSON {
+		sub, err := b.NC.ChanSubscribe(messages.BuildLogFilter(c.Stack), f.builds) // before anything can be built
+		if err != nil {
+			return fmt.Errorf("follow the builds of %s: %w", c.Stack, err)
+		}
+		defer func() { _ = sub.Unsubscribe() }()
+	}
+	f.generation, err = b.Request(e.ctx, kind, c.Stack, body)
 	if err != nil {
 		return err
 	}
-	f := follower{env: e, bus: b, stack: c.Stack, generation: generation, wait: c.Wait}
 	if c.Detach {
 		return f.announce()
 	}

@@ -70,9 +70,10 @@ func (c *psCmd) Run(e *env) error {
 		return err
 	}
 	for _, stack := range slices.Sorted(maps.Keys(heads)) {
-		for _, i := range messages.InState(heads[stack], fulmarv1.State_STATE_LIVE).GetInstances() {
+		live := messages.InState(heads[stack], fulmarv1.State_STATE_LIVE)
+		for _, i := range live.GetInstances() {
 			if seen := running[i.GetName()]; seen != nil && !seen.GetRunning() {
-				fmt.Fprintf(e.out, "%s %s; fulmar renew %s starts a fresh one\n", i.GetName(), seen.GetExit(), stack)
+				fmt.Fprintf(e.out, "%s %s; %sfulmar renew %s starts a fresh one\n", i.GetName(), seen.GetExit(), restarts(specOf(live.GetContent(), i.GetUnit())), stack)
 			}
 		}
 	}
@@ -137,10 +138,20 @@ func runs(i *fulmarv1.HostInstance) string {
 	switch {
 	case i == nil:
 		return "no"
+	case i.GetRunning() && i.GetRestarts() > 0:
+		return fmt.Sprintf("yes, again (%d)", i.GetRestarts())
 	case i.GetRunning():
 		return "yes"
 	}
 	return i.GetExit()
+}
+
+// restarts says what the host does about a unit that has ended.
+func restarts(u *fulmarv1.UnitSpec) string {
+	if u.GetRestart() == "" {
+		return ""
+	}
+	return fmt.Sprintf("its host starts it again if its status allows (restart: %s); ", u.GetRestart())
 }
 
 func stateName(s fulmarv1.State) string {
@@ -177,6 +188,9 @@ func (c *describeCmd) Run(e *env) error {
 		for _, i := range d.GetInstances() {
 			fmt.Fprintf(e.out, "  instance %s at %s, runs: %s\n", i.GetName(), i.GetAddress(), runs(running[i.GetName()]))
 		}
+		if err := describeBuilds(e, b, c.Stack, d.GetGeneration()); err != nil {
+			return err
+		}
 	}
 	if head.GetPrevious() != nil {
 		fmt.Fprintf(e.out, "\nprevious content (fulmar rollback %s)\n", c.Stack)
@@ -186,11 +200,32 @@ func (c *describeCmd) Run(e *env) error {
 	return (&eventsCmd{Stack: c.Stack}).print(e, b)
 }
 
+// describeBuilds says where the images of a deployment came from.
+func describeBuilds(e *env, b *bus.Bus, stack string, generation uint64) error {
+	last, _, err := b.Last(e.ctx, stack, generation)
+	if err != nil {
+		return err
+	}
+	for _, u := range last.GetDeployment().GetUnits() {
+		if build := u.GetBuild(); build != nil {
+			fmt.Fprintf(e.out, "  build %s: %s, docker image %s, log %s\n", u.GetName(), provenance(build), orNone(build.GetImageDigest()), orNone(build.GetLog()))
+		}
+	}
+	return nil
+}
+
+func orNone(s string) string {
+	if s == "" {
+		return "none"
+	}
+	return s
+}
+
 func describeContent(e *env, c *fulmarv1.Content) {
 	for _, u := range c.GetUnits() {
 		image := u.GetImage().GetSha256()
 		if image == "" {
-			image = u.GetImage().GetFile() + u.GetImage().GetObject() + u.GetImage().GetUrl()
+			image = messages.SourceText(u.GetImage())
 		}
 		fmt.Fprintf(e.out, "  unit %s: image %s, memory %d MB, ports %s, args %q\n", u.GetName(), image, u.GetMemory(), portList(u), u.GetArgs())
 	}
@@ -257,19 +292,27 @@ func (c *eventsCmd) one(e *env, s said) error {
 }
 
 type logsCmd struct {
-	Stack  string `arg:"" help:"Name of the stack."`
+	Stack  string `arg:"" help:"Name of the stack; with --build that of a deployment, as web-42."`
+	Build  bool   `help:"The logs of the builds of a deployment, in place of the consoles."`
 	Unit   string `short:"u" help:"Only this unit."`
 	Follow bool   `short:"f" help:"Go on with what is printed from now on."`
 	Lines  int    `short:"n" default:"100" help:"Lines of history of each instance at most."`
 }
 
-// Run prints the consoles of a stack's instances.
+// Run prints the consoles of a stack's instances, or the logs of builds.
 func (c *logsCmd) Run(e *env) error {
 	b, closeBus, err := e.connect()
 	if err != nil {
 		return err
 	}
 	defer closeBus()
+	if c.Build {
+		l := buildLogs{env: e, bus: b, unit: c.Unit}
+		if l.stack, l.generation, err = messages.ParseDeployment(c.Stack); err != nil {
+			return err
+		}
+		return l.run(c.Follow)
+	}
 	head, err := e.head(b, c.Stack)
 	if err != nil {
 		return err

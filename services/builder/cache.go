@@ -122,14 +122,14 @@ func (c *cache) stored(ctx context.Context, image string) (bool, error) {
 
 // await waits until a claim has changed hands or lapsed, and meanwhile repeats what its builder says.
 func (c *cache) await(ctx context.Context, o order, claim *fulmarv1.BuildRecord, changed <-chan struct{}) error {
-	if stack, generation, _, ok := messages.ParseBuildLogName(claim.GetClaimedFor()); ok {
-		o.log.sayf("%s builds the same just now", messages.DeploymentName(stack, generation))
-	}
 	stop, err := o.log.repeat(claim.GetClaimedFor())
 	if err != nil {
 		return err
 	}
 	defer stop()
+	if stack, generation, _, ok := messages.ParseBuildLogName(claim.GetClaimedFor()); ok {
+		o.log.sayf("%s builds the same just now", messages.DeploymentName(stack, generation))
+	}
 	for r := claim; r.GetClaimedBy() == claim.GetClaimedBy(); changed = c.view.Changed() {
 		left := r.GetClaimedUntil().AsTime().Sub(c.now())
 		if left <= 0 {

@@ -28,13 +28,16 @@ func (s *sources) docker(ctx context.Context, d *fulmarv1.DockerSource, l *log) 
 	p.make = func(ctx context.Context, l *log, out *os.File) error {
 		ctx, cancel := context.WithTimeout(ctx, s.config.Fetch)
 		defer cancel()
-		if image.ID == "" {
-			if image, err = s.resolve(ctx, d, l); err != nil {
+		id := image.ID
+		if id == "" {
+			named, err := s.resolve(ctx, d, l)
+			if err != nil {
 				return err
 			}
+			id = named.ID
 		}
-		l.sayf("take %s out of docker image %s", d.GetPath(), image.ID)
-		return s.config.Engine.Extract(ctx, image.ID, d.GetPath(), out, s.config.MaxImage)
+		l.sayf("take %s out of docker image %s", d.GetPath(), id)
+		return s.config.Engine.Extract(ctx, id, d.GetPath(), out, s.config.MaxImage)
 	}
 	return p, nil
 }

@@ -24,17 +24,26 @@ func (s *sources) file(path string) plan {
 	return plan{kind: "file", make: func(_ context.Context, _ *log, f *os.File) error { return s.fromFile(path, f) }}
 }
 
-func (s *sources) fromFile(path string, f *os.File) error {
+// below opens the root of files and finds where a path is in it.
+func (s *sources) below(path string) (root *os.Root, inside string, err error) {
 	if s.config.FileRoot == "" {
-		return badImage("file %s: this builder takes no files (--file-root)", path)
+		return nil, "", badImage("file %s: this builder takes no files (--file-root)", path)
 	}
-	inside, err := filepath.Rel(s.config.FileRoot, filepath.Clean(path))
+	inside, err = filepath.Rel(s.config.FileRoot, filepath.Clean(path))
 	if err != nil || inside == ".." || strings.HasPrefix(inside, "../") {
-		return badImage("file %s is not below %s, where this builder takes files from", path, s.config.FileRoot)
+		return nil, "", badImage("file %s is not below %s, where this builder takes files from", path, s.config.FileRoot)
 	}
-	root, err := os.OpenRoot(s.config.FileRoot) // no link leads out of it
+	root, err = os.OpenRoot(s.config.FileRoot) // no link leads out of it
 	if err != nil {
-		return fmt.Errorf("open the root of image files: %w", err)
+		return nil, "", fmt.Errorf("open the root of files: %w", err)
+	}
+	return root, inside, nil
+}
+
+func (s *sources) fromFile(path string, f *os.File) error {
+	root, inside, err := s.below(path)
+	if err != nil {
+		return err
 	}
 	defer root.Close()
 	in, err := root.OpenFile(inside, os.O_RDONLY|syscall.O_NONBLOCK, 0) // a pipe that nobody writes to is no reason to wait

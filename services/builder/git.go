@@ -10,9 +10,8 @@ import (
 	"os"
 	"path"
 	"slices"
+	"sync"
 	"time"
-
-	"golang.org/x/sync/errgroup"
 
 	"fulmar/messages"
 	fulmarv1 "fulmar/messages/fulmar/v1"
@@ -133,34 +132,24 @@ func (s *sources) recipe(g *fulmarv1.GitSource) (recipe, error) {
 
 // run builds a commit on the engine and gives the id of the image.
 func (s *sources) run(ctx context.Context, g *fulmarv1.GitSource, r recipe, checkout *git.Checkout, l *log) (id string, err error) {
-	limited, cancel := context.WithTimeoutCause(ctx, r.build.Limit, errLimit)
+	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	if r.build.Builder, err = s.config.Engine.Builder(limited, r.build); err != nil {
+	if r.build.Builder, err = s.config.Engine.Builder(ctx, r.build); err != nil {
 		return "", err
 	}
-	c, err := s.context(limited, g, r, checkout)
+	c, err := s.context(ctx, g, r, checkout)
 	if err != nil {
 		return "", err
 	}
-	var both errgroup.Group
 	in, out := io.Pipe()
-	both.Go(func() error {
-		err := checkout.Tar(limited, c, out)
-		return errors.Join(err, out.CloseWithError(err))
-	})
-	id, err = s.config.Engine.Build(limited, r.build, in, func(line docker.Line) { l.say(lineOf(line)) })
-	err = errors.Join(err, in.CloseWithError(io.ErrClosedPipe))
-	if terr := both.Wait(); terr != nil && !errors.Is(terr, io.ErrClosedPipe) {
-		err = terr // the engine only says that the context ended too early
-	}
-	if err != nil && ctx.Err() == nil && errors.Is(context.Cause(limited), errLimit) {
-		err = messages.Refuse(fulmarv1.ReasonCode_REASON_CODE_BUILD, "the build took longer than its limit of %s", r.build.Limit)
-	}
+	var writing sync.WaitGroup
+	writing.Go(func() { _ = out.CloseWithError(checkout.Tar(ctx, c, out)) }) // the engine's side gets its error
+	id, err = s.config.Engine.Build(ctx, r.build, in, func(line docker.Line) { l.say(lineOf(line)) })
+	cancel()
+	_ = in.Close()
+	writing.Wait()
 	return id, err
 }
-
-// errLimit reports that a build took longer than it may.
-var errLimit = errors.New("the build took longer than its limit")
 
 // context gives what of a commit is the context of its build.
 func (s *sources) context(ctx context.Context, g *fulmarv1.GitSource, r recipe, checkout *git.Checkout) (git.Context, error) {

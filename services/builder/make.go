@@ -25,6 +25,11 @@ func (s *Service) image(ctx context.Context, source *fulmarv1.Image, l *log) (im
 	if err != nil {
 		return image{}, nil, err
 	}
+	return s.carryOut(ctx, p, l)
+}
+
+// carryOut gets the image of a plan into the store: it is there already, another builder makes it, or this one does.
+func (s *Service) carryOut(ctx context.Context, p plan, l *log) (image, *fulmarv1.Build, error) {
 	if p.key == "" {
 		i, err := s.images.get(ctx, p.want, func(ctx context.Context, f *os.File) error { return p.make(ctx, l, f) })
 		return i, nil, err
