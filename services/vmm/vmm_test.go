@@ -12,6 +12,7 @@ import (
 	"go.uber.org/goleak"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"fulmar/albatross"
 	"fulmar/messages"
 	fulmarv1 "fulmar/messages/fulmar/v1"
 	"fulmar/services/host/hosttest"
@@ -85,6 +86,22 @@ func TestAnExitIsRecordedWithItsStatus(t *testing.T) {
 	w.record(&fulmarv1.HostInstance{Name: "web.web.5", Exit: "exited with status 3", LastLine: "up"},
 		&fulmarv1.HostInstance{Name: "web.web.6", Exit: "exited with status 7", LastLine: "exiting"})
 	t.Logf("an exit right after the start was recorded within %s of started", time.Since(begin))
+}
+
+// A real daemon does not tell on the console that somebody exited.
+func TestAnEarlyExitIsFoundByItself(t *testing.T) {
+	w := newWorld(t)
+	bare := filepath.Join(w.dir, "bare")
+	if err := os.MkdirAll(filepath.Join(bare, "util"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(filepath.Join(w.dir, "run", albatross.VMMDSocket), filepath.Join(bare, albatross.VMMDSocket)); err != nil {
+		t.Fatal(err)
+	}
+	w.vmm(func(c *vmm.Config) { c.Dir, c.Poll = bare, time.Hour })
+	w.start(w.leased(5, "wait"))
+	w.start(w.leased(6, "later", "400", "3"))
+	w.record(&fulmarv1.HostInstance{Name: "web.web.5", Running: true}, &fulmarv1.HostInstance{Name: "web.web.6", Exit: "exited"})
 }
 
 func TestAnExitIsFoundAfterARestart(t *testing.T) {

@@ -22,14 +22,23 @@ const (
 	lookTime  = 10 * time.Second // for the daemon to answer one look
 	hurryTime = time.Second
 	youngTime = 2 * time.Second
+
+	// The more runs, the longer a look at all takes. It takes at most this part of the time while nothing happens, unless
+	// that would make it much rarer than it should be.
+	share = 50
+	rarer = 5
+
+	// More young ones than this are looked at together with all others.
+	fewYoung = 8
 )
 
 // pace is how often the daemon is looked at when there is a reason to.
 type pace struct {
 	// After an exit is known or suspected the next looks come in quick succession, for hurryTime.
 	hurried time.Duration
-	// An image that cannot run dies right after it was created, and not every daemon tells. So the next looks come sooner,
-	// for youngTime.
+	// An image that cannot run dies right after it was created, and not every daemon tells. So what was created is looked
+	// at more often, by itself, for youngTime: with a thousand others beside it a look at all takes the machine from whom
+	// the deployment is for.
 	young time.Duration
 	// The first look after a create leaves the machine to the deployment that waits for it; the console is followed at
 	// once, and whatever ends there is looked at at once.
@@ -68,8 +77,8 @@ type watcher struct {
 	made    map[string]time.Time // created here and not yet seen by a look, by when that began
 	want    map[string]origin    // the consoles to follow
 	follows map[string]*follow
-	hurry   time.Time // until when looks come in quick succession
-	young   time.Time // until when they come sooner
+	hurry   time.Time            // until when looks come in quick succession
+	young   map[string]time.Time // created here a moment ago, by until when they are looked at more often
 }
 
 // origin says from when on the lines of a console are passed on.
@@ -82,6 +91,7 @@ func newWatcher(b *bus.Bus, c Config, path albatross.Path, client *albatross.Cli
 	return &watcher{
 		bus: b, log: b.Log, config: c, path: path, client: client, metrics: m, pace: paceOf(c), looked: looked, poke: make(chan struct{}, 1), come: make(chan struct{}, 1),
 		gone: map[string]time.Time{}, made: map[string]time.Time{}, want: map[string]origin{}, follows: map[string]*follow{},
+		young: map[string]time.Time{},
 	}
 }
 
@@ -91,7 +101,7 @@ func (w *watcher) run(ctx context.Context) error {
 	var following sync.WaitGroup
 	defer following.Wait()
 	defer cancel()
-	next := time.Now()
+	due := time.Now() // for the next look
 	t := time.NewTimer(0)
 	defer t.Stop()
 	blind := false
@@ -101,14 +111,19 @@ func (w *watcher) run(ctx context.Context) error {
 			return nil
 		case <-w.come:
 			w.followAll(ctx, &following)
-			if first := time.Now().Add(w.pace.first); first.Before(next) {
-				next = first
+			if first := time.Now().Add(w.pace.first); first.Before(due) {
+				due = first
 			}
-			t.Reset(time.Until(next))
+			t.Reset(time.Until(due))
 			continue
 		case <-t.C:
+			if now := time.Now(); now.Before(due) && w.runOn(ctx, w.youngOnes(now)) {
+				t.Reset(w.wait(time.Now(), due))
+				continue
+			}
 		case <-w.poke:
 		}
+		begin := time.Now()
 		err := w.look(ctx)
 		switch {
 		case ctx.Err() != nil:
@@ -120,22 +135,62 @@ func (w *watcher) run(ctx context.Context) error {
 		}
 		blind = err != nil
 		w.followAll(ctx, &following)
-		next = time.Now().Add(w.pause(time.Now()))
-		t.Reset(time.Until(next))
+		now := time.Now()
+		due = now.Add(w.pause(now, now.Sub(begin)))
+		t.Reset(w.wait(now, due))
 	}
 }
 
-// pause is the time to the next look.
-func (w *watcher) pause(now time.Time) time.Duration {
+// pause is the time to the next look at all, after one that took so long.
+func (w *watcher) pause(now time.Time, took time.Duration) time.Duration {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	switch {
-	case now.Before(w.hurry):
+	if now.Before(w.hurry) {
 		return min(w.pace.hurried, w.config.Poll)
-	case now.Before(w.young):
-		return min(w.pace.young, w.config.Poll)
 	}
-	return w.config.Poll
+	return rest(w.config.Poll, took)
+}
+
+// rest is the time between two looks at all that should be poll apart, when the last one took so long.
+func rest(poll, took time.Duration) time.Duration {
+	return max(poll, min(share*took, rarer*poll))
+}
+
+// wait is the time until something is to be looked at: all, when that is due, or what is young.
+func (w *watcher) wait(now, due time.Time) time.Duration {
+	if len(w.youngOnes(now)) > 0 {
+		return min(due.Sub(now), w.pace.young)
+	}
+	return due.Sub(now)
+}
+
+// youngOnes lists what was created a moment ago.
+func (w *watcher) youngOnes(now time.Time) []string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	maps.DeleteFunc(w.young, func(_ string, until time.Time) bool { return !now.Before(until) })
+	return slices.Collect(maps.Keys(w.young))
+}
+
+// runOn asks the daemon for a few instances by their names and reports whether all of them run. If it cannot tell they
+// may not.
+func (w *watcher) runOn(ctx context.Context, names []string) bool {
+	if len(names) > fewYoung {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, lookTime)
+	defer cancel()
+	for _, instance := range names {
+		name, err := nameOf(w.path, instance)
+		if err != nil {
+			return false
+		}
+		list, err := w.client.Info(ctx, name)
+		if err != nil || len(list) == 0 {
+			return false
+		}
+	}
+	return true
 }
 
 func (w *watcher) again() { signal(w.poke) }
@@ -152,7 +207,7 @@ func (w *watcher) created(instance string, begin time.Time) {
 	w.mu.Lock()
 	w.made[instance] = begin
 	w.want[instance] = origin{from: begin}
-	w.young = time.Now().Add(youngTime)
+	w.young[instance] = time.Now().Add(youngTime)
 	w.mu.Unlock()
 	signal(w.come)
 }
@@ -193,7 +248,10 @@ func (w *watcher) lookOnce(ctx context.Context) (result string, err error) {
 	w.mu.Lock()
 	made := maps.Clone(w.made) // before the daemon is asked: it must know them
 	w.mu.Unlock()
-	l := Look{Host: w.config.Host, Targets: w.config.Targets, At: time.Now(), First: !w.told, Unsure: map[string]bool{}, Machine: w.machine}
+	l := Look{Host: w.config.Host, Targets: w.config.Targets, At: time.Now(), First: !w.told, Unsure: map[string]bool{}, Created: map[string]bool{}, Machine: w.machine}
+	for name := range made {
+		l.Created[name] = true
+	}
 	if l.Running, l.Started, err = w.running(ctx); err != nil {
 		return "failed", err
 	}
@@ -317,4 +375,7 @@ func (w *watcher) settle(l Look, made map[string]time.Time, seen time.Time) {
 			delete(w.made, name)
 		}
 	}
+	maps.DeleteFunc(w.young, func(name string, until time.Time) bool { // it ended
+		return !l.Running[name] && until.Before(l.At.Add(youngTime))
+	})
 }
