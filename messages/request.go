@@ -29,6 +29,13 @@ const (
 	MaxRequest      = 64 << 10
 )
 
+// What a unit asks for when it ends by itself; nothing stands for never.
+const (
+	RestartNever     = "never"
+	RestartOnFailure = "on-failure"
+	RestartAlways    = "always"
+)
+
 // longGeneration has as many digits as any generation will: one request a second makes it in 300 years.
 const longGeneration = 9_999_999_999
 
@@ -122,10 +129,21 @@ func normalizeUnit(stack string, u *fulmarv1.UnitSpec, ports map[string]string) 
 	if u.GetMemory() > MaxMemory {
 		return fmt.Errorf("unit %s: memory of %d MB is more than %d", u.GetName(), u.GetMemory(), MaxMemory)
 	}
-	for _, step := range []func(*fulmarv1.UnitSpec) error{checkImage, checkArgs, func(u *fulmarv1.UnitSpec) error { return checkPorts(u, ports) }, checkHealth} {
+	for _, step := range []func(*fulmarv1.UnitSpec) error{checkImage, checkArgs, func(u *fulmarv1.UnitSpec) error { return checkPorts(u, ports) }, checkHealth, checkRestart} {
 		if err := step(u); err != nil {
 			return fmt.Errorf("unit %s: %w", u.GetName(), err)
 		}
+	}
+	return nil
+}
+
+func checkRestart(u *fulmarv1.UnitSpec) error {
+	switch u.GetRestart() {
+	case RestartNever:
+		u.Restart = ""
+	case "", RestartOnFailure, RestartAlways:
+	default:
+		return fmt.Errorf("restart %q is none of %s, %s and %s", u.GetRestart(), RestartNever, RestartOnFailure, RestartAlways)
 	}
 	return nil
 }

@@ -35,6 +35,12 @@ func TestNormalizeFillsInDefaults(t *testing.T) {
 			  "ports":[{"port":80,"target":80,"protocol":"tcp"}],
 			  "health":[{"tcp":{"port":80},"interval":"1s","timeout":"1s","successes":1,"failures":3}]}]}`,
 		},
+		"never to be started again is nothing to say": {
+			`{"units":[{"name":"a","image":{"file":"/a"},"restart":"never"},{"name":"b","image":{"file":"/a"},"restart":"on-failure"}]}`,
+			`{"deadline":"60s","drain":"60s","units":[
+			  {"name":"a","memory":32,"image":{"file":"/a"},"health":[{"icmp":{},"interval":"1s","timeout":"1s","successes":1,"failures":3}]},
+			  {"name":"b","memory":32,"image":{"file":"/a"},"restart":"on-failure","health":[{"icmp":{},"interval":"1s","timeout":"1s","successes":1,"failures":3}]}]}`,
+		},
 		"a unit without a TCP port is pinged": {
 			`{"units":[{"image":{"file":"/a"},"ports":[{"port":53,"protocol":"udp"}]}]}`,
 			`{"deadline":"60s","drain":"60s","units":[{"name":"web","memory":32,"image":{"file":"/a"},
@@ -154,6 +160,10 @@ func TestNormalizeNamesTheCulprit(t *testing.T) {
 		"a URL that is none": {
 			"web", `{"units":[{"image":{"url":"ftp://example.org/a","sha256":"` + sum + `"}}]}`,
 			`unit web: image: url "ftp://example.org/a" is not an http or https URL`,
+		},
+		"another way to end": {
+			"web", unit(`"restart":"sometimes"`),
+			`unit web: restart "sometimes" is none of never, on-failure and always`,
 		},
 		"more memory than there can be": {
 			"web", unit(`"memory":1048577`),

@@ -16,7 +16,7 @@ import (
 // accepted renders here too.
 const anyAddress = "192.0.2.1"
 
-// digest is the configuration digest of a unit: image, arguments, memory, CPUs, network and device; not its own
+// digest is the configuration digest of a unit: image, arguments, memory, CPUs, network, device and whether it is started again; not its own
 // address, ports and health checks. ip gives the addresses of the units it uses, which have theirs already.
 func digest(spec *fulmarv1.UnitSpec, unit *fulmarv1.Unit, network *fulmarv1.Network, at messages.Address, ip func(string) (string, error)) (string, error) {
 	at.IP = anyAddress
@@ -29,7 +29,7 @@ func digest(spec *fulmarv1.UnitSpec, unit *fulmarv1.Unit, network *fulmarv1.Netw
 	// What the digest covers is said by the fields of a message, in the deterministic form: no separator to forge.
 	covered, err := proto.MarshalOptions{Deterministic: true}.Marshal(&fulmarv1.UnitSpec{
 		Image: &fulmarv1.Image{Sha256: unit.GetImage()}, Args: args, Memory: spec.GetMemory(), Cpus: spec.GetCpus(),
-		Device: unit.GetDevice(), Name: network.GetName(),
+		Device: unit.GetDevice(), Name: network.GetName(), Restart: spec.GetRestart(),
 	})
 	if err != nil {
 		return "", fmt.Errorf("digest of unit %s: %w", spec.GetName(), err)

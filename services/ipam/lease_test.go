@@ -269,10 +269,11 @@ func TestDigestCovers(t *testing.T) {
 		"the address of a unit it uses":           {func(i *input) { i.db = "10.0.0.10" }, false},
 		"the gateway, which an argument names":    {func(i *input) { i.at.Gateway = "10.0.0.2" }, false},
 		"the prefix length, which no argument is": {func(i *input) { i.at.PrefixLen = 25 }, true},
-		"memory":          {func(i *input) { i.spec.Memory = 64 }, false},
-		"CPUs":            {func(i *input) { i.spec.Cpus = []uint32{1} }, false},
-		"another network": {func(i *input) { i.net = proto.CloneOf(i.net); i.net.Name = "wan" }, false},
-		"another device":  {func(i *input) { i.unit.Device = "net1" }, false},
+		"memory":             {func(i *input) { i.spec.Memory = 64 }, false},
+		"CPUs":               {func(i *input) { i.spec.Cpus = []uint32{1} }, false},
+		"another network":    {func(i *input) { i.net = proto.CloneOf(i.net); i.net.Name = "wan" }, false},
+		"another way to end": {func(i *input) { i.spec.Restart = messages.RestartOnFailure }, false},
+		"another device":     {func(i *input) { i.unit.Device = "net1" }, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			i := base()

@@ -111,7 +111,8 @@ func instanceOf(d *fulmarv1.Deployment, unit string) *fulmarv1.Instance {
 func exitedEarly(h *fulmarv1.Host, d *fulmarv1.Deployment) error {
 	for _, u := range d.GetUnits() {
 		for _, i := range h.GetInstances() {
-			if i.GetName() == u.GetInstance().GetName() && !i.GetRunning() {
+			again := !u.GetKept() && i.GetRestarts() > 0 // it exited and runs again
+			if i.GetName() == u.GetInstance().GetName() && (again || !i.GetRunning()) {
 				return messages.Refuse(fulmarv1.ReasonCode_REASON_CODE_UNHEALTHY, "unit %s %s before it was healthy%s", u.GetName(), exitClause(i), lastLine(i))
 			}
 		}

@@ -154,16 +154,19 @@ func TestWhenACandidateGivesUp(t *testing.T) {
 func TestExitedEarly(t *testing.T) {
 	d := deployment(42, &fulmarv1.UnitSpec{Name: "web"}, &fulmarv1.UnitSpec{Name: "signer"})
 	d.Deadline = timestamppb.New(time.Time{})
+	d.Units = append(d.Units, &fulmarv1.Unit{Name: "kept", Kept: true, Instance: &fulmarv1.Instance{Name: "web.kept.3"}})
 	for name, c := range map[string]struct {
 		record []*fulmarv1.HostInstance
 		want   string
 	}{
-		"no record yet":             {nil, ""},
-		"both run":                  {[]*fulmarv1.HostInstance{{Name: "web.web.42", Running: true}, {Name: "web.signer.42", Running: true}}, ""},
-		"another generation exited": {[]*fulmarv1.HostInstance{{Name: "web.web.41", Exit: "exited with status 1"}}, ""},
-		"one exited":                {[]*fulmarv1.HostInstance{{Name: "web.signer.42", Exit: "exited with status 64", LastLine: "unknown option"}}, "unit signer exited with status 64 before it was healthy: unknown option"},
-		"one was killed in silence": {[]*fulmarv1.HostInstance{{Name: "web.web.42", Exit: "was killed by signal 9"}}, "unit web was killed by signal 9 before it was healthy"},
-		"nobody knows how it ended": {[]*fulmarv1.HostInstance{{Name: "web.web.42"}}, "unit web exited before it was healthy"},
+		"no record yet":              {nil, ""},
+		"both run":                   {[]*fulmarv1.HostInstance{{Name: "web.web.42", Running: true}, {Name: "web.signer.42", Running: true}}, ""},
+		"another generation exited":  {[]*fulmarv1.HostInstance{{Name: "web.web.41", Exit: "exited with status 1"}}, ""},
+		"one exited":                 {[]*fulmarv1.HostInstance{{Name: "web.signer.42", Exit: "exited with status 64", LastLine: "unknown option"}}, "unit signer exited with status 64 before it was healthy: unknown option"},
+		"one runs again":             {[]*fulmarv1.HostInstance{{Name: "web.web.42", Running: true, Restarts: 1, LastLine: "up"}}, "unit web exited before it was healthy: up"},
+		"one that was kept did once": {[]*fulmarv1.HostInstance{{Name: "web.kept.3", Running: true, Restarts: 1}}, ""},
+		"one was killed in silence":  {[]*fulmarv1.HostInstance{{Name: "web.web.42", Exit: "was killed by signal 9"}}, "unit web was killed by signal 9 before it was healthy"},
+		"nobody knows how it ended":  {[]*fulmarv1.HostInstance{{Name: "web.web.42"}}, "unit web exited before it was healthy"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var got string

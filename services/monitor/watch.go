@@ -171,6 +171,7 @@ type watcher struct {
 	target  target
 	members []*member
 	record  atomic.Pointer[fulmarv1.HostInstance] // as vmm saw it last
+	again   atomic.Bool                           // it ended and was started again, and that is not said yet
 
 	mu    sync.Mutex
 	known bool // said is what the log says
@@ -180,11 +181,15 @@ type watcher struct {
 	bad   []error // the last bad result of each check
 }
 
-// see takes what vmm saw of the instance, and reports whether it ended, or runs again.
+// see takes what vmm saw of the instance, and reports whether it ended, or runs again. An end that was too short to be seen
+// shows by the restart.
 func (w *watcher) see(i *fulmarv1.HostInstance) bool {
-	before := w.exited()
+	before, ended := w.record.Load(), w.exited()
 	w.record.Store(i)
-	return w.exited() != before
+	if before != nil && i.GetRestarts() > before.GetRestarts() {
+		w.again.Store(true)
+	}
+	return w.exited() != ended || w.again.Load()
 }
 
 // exited reports whether the instance was seen to have ended.
@@ -226,8 +231,12 @@ func (w *watcher) settle(ctx context.Context) {
 	}
 	err := w.recall(ctx)
 	if err == nil {
-		if verb := change(w.said, w.exited(), w.rows); verb != "" {
+		again := w.again.Load()
+		if verb := change(w.said, w.exited() || again, w.rows); verb != "" {
 			err = w.observe(ctx, verb, w.reason(verb))
+		}
+		if err == nil && again {
+			w.again.Store(false)
 		}
 	}
 	if err != nil && ctx.Err() == nil {
@@ -271,6 +280,9 @@ func (w *watcher) reason(verb messages.Verb) string {
 	unit := fmt.Sprintf("unit %s at %s ", w.target.unit, w.target.address)
 	switch verb {
 	case messages.Exited:
+		if !w.exited() {
+			return unit + "exited and was started again"
+		}
 		return unit + exitClause(w.record.Load()) + lastLine(w.record.Load())
 	case messages.Recovered:
 		return unit + "is healthy again"

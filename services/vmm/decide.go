@@ -68,7 +68,7 @@ func specOf(c *fulmarv1.Content, name string) *fulmarv1.UnitSpec {
 
 func configOf(n *fulmarv1.Network, spec *fulmarv1.UnitSpec, unit *fulmarv1.Unit, cpus []int) albatross.Config {
 	c := albatross.Config{Typ: albatross.Solo5, Args: albatross.Args{
-		Memory: int(spec.GetMemory()), CPUs: 1, CPUIDs: cpus, Arguments: unit.GetArgs(),
+		Memory: int(spec.GetMemory()), CPUs: 1, CPUIDs: cpus, Arguments: unit.GetArgs(), Fail: failOf(spec.GetRestart()),
 	}}
 	if len(spec.GetCpus()) > 0 {
 		c.CPUIDs = nil
@@ -80,6 +80,24 @@ func configOf(n *fulmarv1.Network, spec *fulmarv1.UnitSpec, unit *fulmarv1.Unit,
 		c.Bridges = []albatross.Bridge{{Netif: unit.GetDevice(), Bridge: n.GetBridge()}}
 	}
 	return c
+}
+
+// failOf is what albatross is to do when a unit ends by itself. After the statuses that are left out of a failure it never
+// starts one again.
+func failOf(restart string) albatross.FailBehaviour {
+	switch restart {
+	case messages.RestartAlways:
+		return albatross.FailBehaviour{Restart: true}
+	case messages.RestartOnFailure:
+		f := albatross.FailBehaviour{Restart: true}
+		for code := 2; code <= 255; code++ {
+			if code < 60 || code > 64 {
+				f.ExitCodes = append(f.ExitCodes, code)
+			}
+		}
+		return f
+	}
+	return albatross.FailBehaviour{}
 }
 
 // Differs names the first thing in which what runs is not what should, or gives nothing. What a daemon does not tell, as

@@ -3,6 +3,7 @@ package vmm
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -26,14 +27,14 @@ func TestStartsFollowTheLeaseOrder(t *testing.T) {
 		Stack: "mail", Generation: 7, Network: &fulmarv1.Network{Bridge: "br0"},
 		Content: &fulmarv1.Content{Units: []*fulmarv1.UnitSpec{
 			{Name: "web", Args: []string{`--upstream={{ip "signer"}}`}, Memory: 64, Cpus: []uint32{1, 3}},
-			{Name: "signer", Memory: 32},
+			{Name: "signer", Memory: 32, Restart: messages.RestartAlways},
 		}},
 		Units: []*fulmarv1.Unit{unit("web", "--upstream=10.0.0.9"), unit("signer")},
 	}
 	bridges := []albatross.Bridge{{Netif: "service", Bridge: "br0"}}
 	want := []Start{
 		{Unit: "signer", Name: "mail.signer.7", Image: digest, Kept: true, Config: albatross.Config{
-			Args: albatross.Args{Memory: 32, CPUs: 1, CPUIDs: []int{0}, Bridges: bridges},
+			Args: albatross.Args{Memory: 32, CPUs: 1, CPUIDs: []int{0}, Bridges: bridges, Fail: albatross.FailBehaviour{Restart: true}},
 		}},
 		{Unit: "web", Name: "mail.web.7", Image: digest, Config: albatross.Config{
 			Args: albatross.Args{Memory: 64, CPUs: 1, CPUIDs: []int{1, 3}, Bridges: bridges, Arguments: []string{"--upstream=10.0.0.9"}},
@@ -143,5 +144,20 @@ func TestSurplus(t *testing.T) {
 				t.Errorf("surplus (-want +got):\n%s", diff)
 			}
 		})
+	}
+}
+
+func TestFailureIsEveryStatusAfterWhichAlbatrossStartsAgainButZero(t *testing.T) {
+	f := failOf(messages.RestartOnFailure)
+	if !f.Restart {
+		t.Error("it starts nothing again")
+	}
+	for code, want := range map[int]bool{0: false, 1: false, 2: true, 3: true, 59: true, 60: false, 64: false, 65: true, 255: true, 256: false} {
+		if got := slices.Contains(f.ExitCodes, code); got != want {
+			t.Errorf("after status %d: %t, want %t", code, got, want)
+		}
+	}
+	if f := failOf(""); f.Restart {
+		t.Errorf("by default it is %v", f)
 	}
 }

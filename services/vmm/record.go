@@ -51,6 +51,7 @@ type Look struct {
 	First   bool                 // of this process: it is written even if nothing changed, so that who waits for vmm can tell
 	Running map[string]bool      // instances that run
 	Started map[string]time.Time // when they were started last, as far as the daemon tells
+	Created map[string]bool      // those that this vmm has created since
 	Gone    map[string]bool      // instances that do not run, though a deployment that is not condemned refers to them
 	Unsure  map[string]bool      // instances that went a moment ago, and whose console may still say how
 	Tails   map[string]Tail      // consoles, as far as they are known
@@ -88,7 +89,8 @@ func Record(have *fulmarv1.Host, l Look) *fulmarv1.Host {
 	return want
 }
 
-// running gives an instance that runs. It was started again if it had ended, or has another start than the one known.
+// running gives an instance that runs. The daemon started it again if it had ended, or has another start than the one
+// known, and vmm did not create it.
 func running(name string, l Look, was *fulmarv1.HostInstance) *fulmarv1.HostInstance {
 	i := &fulmarv1.HostInstance{Name: name, Running: true, LastLine: lastLine(l.Tails[name], was), Started: was.GetStarted(), Restarts: was.GetRestarts()}
 	again := was != nil && !was.GetRunning()
@@ -96,7 +98,7 @@ func running(name string, l Look, was *fulmarv1.HostInstance) *fulmarv1.HostInst
 		again = again || was.GetStarted() != nil && !was.GetStarted().AsTime().Equal(at)
 		i.Started = timestamppb.New(at)
 	}
-	if again {
+	if again && !l.Created[name] {
 		i.Restarts++
 	}
 	return i

@@ -70,6 +70,7 @@ func TestRecord(t *testing.T) {
 		"the same start is no restart":           {record(starts(runs("a.a.1", ""), 7, 2)), Look{Running: set("a.a.1"), Started: started(7)}, nil},
 		"another start is one":                   {record(starts(runs("a.a.1", ""), 7, 2)), Look{Running: set("a.a.1"), Started: started(9)}, record(starts(runs("a.a.1", ""), 9, 3))},
 		"who ended and runs again was restarted": {record(starts(exited("a.a.1", "exited", "x"), 7, 0)), Look{Running: set("a.a.1"), Started: started(9)}, record(starts(runs("a.a.1", "x"), 9, 1))},
+		"who was created by vmm was not":         {record(starts(exited("a.a.1", "exited", "x"), 7, 0)), Look{Running: set("a.a.1"), Started: started(9), Created: set("a.a.1")}, record(starts(runs("a.a.1", "x"), 9, 0))},
 		"an end forgets no restart":              {record(starts(runs("a.a.1", "x"), 7, 2)), Look{Gone: set("a.a.1")}, record(starts(exited("a.a.1", "exited", "x"), 7, 2))},
 		"a daemon that does not tell":            {record(starts(runs("a.a.1", ""), 7, 2)), Look{Running: set("a.a.1")}, nil},
 		"the daemon runs other targets today":    {record(), Look{Targets: []string{"hvt"}}, &fulmarv1.Host{Name: "h1", Targets: []string{"hvt"}}},
