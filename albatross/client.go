@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strings"
 	"sync/atomic"
 )
 
@@ -46,25 +47,31 @@ func (c *Client) create(ctx context.Context, what string, name Name, m Unikernel
 	return err
 }
 
-// Destroy stops a unikernel. It is [ErrNotFound] if none of the name runs or waits to be started again.
+// Destroy stops a unikernel. It is [ErrNotFound] if none of the name runs or waits to be started again, but daemons answer one more destroy of
+// what was stopped with a success.
 func (c *Client) Destroy(ctx context.Context, name Name) error {
 	_, err := c.ask(ctx, "destroy", name, UnikernelDestroy{})
 	return err
 }
 
-// Restart stops a unikernel and starts it again with the arguments that it had.
+// Restart stops a unikernel and starts it again with the arguments that it had. It is [ErrNotFound] if none of the name runs.
 func (c *Client) Restart(ctx context.Context, name Name) error {
-	_, err := c.negotiate(ctx, "restart", name, func(g Generation) Command { return UnikernelRestart{Generation: g} })
-	return err
+	return c.restart(ctx, name, func(g Generation) Command { return UnikernelRestart{Generation: g} })
 }
 
 // RestartWith stops a unikernel and starts it again with other arguments. If the policy does not allow them a real daemon
 // finds out too late, and the unikernel stays stopped.
 func (c *Client) RestartWith(ctx context.Context, name Name, args Args) error {
 	args.CPUs = max(args.CPUs, 1)
-	_, err := c.negotiate(ctx, "restart", name, func(g Generation) Command {
-		return UnikernelRestart{Args: &args, Generation: g}
-	})
+	return c.restart(ctx, name, func(g Generation) Command { return UnikernelRestart{Args: &args, Generation: g} })
+}
+
+// restart tells a success from the one that a daemon answers when nothing runs, once after a unikernel was stopped.
+func (c *Client) restart(ctx context.Context, name Name, command func(Generation) Command) error {
+	reply, err := c.negotiate(ctx, "restart", name, command)
+	if text, ok := reply.(Text); ok && strings.HasPrefix(string(text), "destroyed: ") {
+		return fmt.Errorf("restart %v: %w", name, ErrNotFound)
+	}
 	return err
 }
 

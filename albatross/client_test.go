@@ -136,6 +136,23 @@ func TestClientFailures(t *testing.T) {
 	}
 }
 
+// A daemon answers a restart of what was stopped before with a success, once, and starts nothing.
+func TestClientFindsThatNothingWasRestarted(t *testing.T) {
+	for reply, want := range map[Text]error{
+		"created unikernel": nil, "destroyed: removed from restarting": ErrNotFound, "destroyed: removed waiter": ErrNotFound,
+	} {
+		c := &Client{Dir: serve(t, VMMDSocket, answer(t, func(Header, Command) Payload { return reply }))}
+		for what, err := range map[string]error{
+			"as it was":          c.Restart(testContext(t), name(t, "hello")),
+			"with new arguments": c.RestartWith(testContext(t), name(t, "hello"), Args{CPUIDs: []int{0}}),
+		} {
+			if !errors.Is(err, want) {
+				t.Errorf("restart %s, %q: %v", what, reply, err)
+			}
+		}
+	}
+}
+
 // A create of a path makes every later create of a real daemon fail, so it is never sent.
 func TestClientNeedsALabel(t *testing.T) {
 	c := &Client{Dir: serve(t, VMMDSocket, func(net.Conn) { t.Error("connected") })}

@@ -21,8 +21,17 @@ const (
 	unwaited  = albatross.Text("destroyed: removed from restarting")
 )
 
-// errNoUnikernel is what destroy and restart say of a name that does not run.
+// What albatross says to a command for a unikernel that does not run: once after it was stopped, or while it waits to be started again,
+// that it is no more waited for; then that there is none.
 const errNoUnikernel = refusal("destroy: not found")
+
+// absent answers destroy and restart of a unikernel that does not run.
+func (s *Service) absent(name albatross.Name) (albatross.Payload, error) {
+	if s.consoles.takeStopped(name) {
+		return unwaited, nil
+	}
+	return nil, errNoUnikernel
+}
 
 // answer carries out one command of vmmd.sock. After a policy is added the client may give another.
 func (s *Service) answer(ctx context.Context, conn net.Conn, request albatross.Wire) (more bool) {
@@ -95,6 +104,9 @@ func (s *Service) create(name albatross.Name, cfg albatross.Config, force bool) 
 	if e.live() && !force {
 		return nil, refusal("Unikernel with same name is already running")
 	}
+	if force && e.inst == nil {
+		s.consoles.takeStopped(name)
+	}
 	r := record{Name: name, Typ: cfg.Typ, Args: own(cfg.Args), Digest: image.digest, Boot: s.boot}
 	if err := s.replace(e, r, image); err != nil {
 		return nil, err
@@ -107,7 +119,7 @@ func (s *Service) restart(name albatross.Name, args *albatross.Args) (albatross.
 	e, unlock := s.lock(name)
 	defer unlock()
 	if e.inst == nil {
-		return nil, errNoUnikernel
+		return s.absent(name)
 	}
 	r := e.inst.record
 	if args != nil {
@@ -128,7 +140,7 @@ func (s *Service) destroy(name albatross.Name) (albatross.Payload, error) {
 	e, unlock := s.lock(name)
 	defer unlock()
 	if e.inst == nil {
-		return nil, errNoUnikernel
+		return s.absent(name)
 	}
 	reply := unwaited
 	if e.live() {

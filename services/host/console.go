@@ -58,6 +58,7 @@ type console struct {
 	active      bool      // a unikernel of this name runs
 	ended       time.Time // when the last one did
 	used        bool      // one of this name ran
+	stopped     bool      // a command has ended the last one, and no other was told so since
 }
 
 // kept returns the lines that are kept. The caller holds c.mu.
@@ -121,6 +122,13 @@ func (c *console) idle() bool {
 	return !c.active && len(c.subscribers) == 0
 }
 
+// idleOrWaited says whether no unikernel of its name runs.
+func (c *console) idleOrWaited() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return !c.active
+}
+
 // inactive says whether a unikernel of its name ran and does no more, and since when.
 func (c *console) inactive() (ended time.Time, yes bool) {
 	c.mu.Lock()
@@ -142,10 +150,32 @@ func (c *console) setEnded(now time.Time) {
 	c.active, c.ended = false, now
 }
 
+// setStopped tells the console whether a command has ended the unikernel.
+func (c *console) setStopped(by bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.stopped = by
+}
+
+// takeStopped says whether a command has ended the last unikernel of a name, once.
+func (c *consoles) takeStopped(name albatross.Name) (stopped bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	con := c.byName[name]
+	if con == nil {
+		return false
+	}
+	con.mu.Lock()
+	defer con.mu.Unlock()
+	stopped, con.stopped = con.stopped, false
+	return stopped
+}
+
 // consoles holds the console of every name: of those that run, those that somebody waits for, and the last that ended.
 type consoles struct {
-	mu     sync.Mutex
-	byName map[albatross.Name]*console
+	mu      sync.Mutex
+	byName  map[albatross.Name]*console
+	foreign int // that are read for others
 }
 
 func newConsoles() *consoles { return &consoles{byName: make(map[albatross.Name]*console)} }

@@ -159,7 +159,11 @@ func TestRefusals(t *testing.T) {
 			":x", with(unikernel(compressed, 0), func(c *albatross.Config) { c.Compressed = true }),
 			`failed to uncompress: albatross: bad compressed image: more than 1048576 bytes when uncompressed`,
 		},
-		"bhyve":                   {":x", with(unikernel(plain, 0), func(c *albatross.Config) { c.Typ = albatross.BHyve }), `unsupported type of unikernel: bhyve`},
+		"bhyve without a disk": {":x", with(unikernel(plain, 0), func(c *albatross.Config) { c.Typ = albatross.BHyve }), `couldn't find initial block device`},
+		"bhyve": {
+			":x", with(unikernel(plain, 0), func(c *albatross.Config) { c.Typ, c.Blocks = albatross.BHyve, []albatross.Block{{Name: "disk"}} }),
+			`unsupported type of unikernel: bhyve`,
+		},
 		"too long a command line": {":x", unikernel(plain, 0, strings.Repeat("x", 9000)), `the arguments have 9000 bytes, more than the 8191 that a unikernel can get`},
 	} {
 		t.Run(what, func(t *testing.T) {

@@ -12,8 +12,8 @@ import (
 	"fulmar/solo5/solo5test"
 )
 
-// machine is a configuration of a guest of the target hvt, with a block device that is called vol.
-func machine(t testing.TB, args ...string) albatross.Config {
+// machineImage is a guest of the target hvt with so many network and block devices.
+func machineImage(t testing.TB, nets, blocks int) []byte {
 	t.Helper()
 	kvm, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
 	if err != nil {
@@ -22,11 +22,17 @@ func machine(t testing.TB, args ...string) albatross.Config {
 	if err := kvm.Close(); err != nil {
 		t.Fatal(err)
 	}
-	image, err := os.ReadFile(solo5test.BuildHVT(t, solo5test.Features{Nets: 1, Blocks: 1}))
+	image, err := os.ReadFile(solo5test.BuildHVT(t, solo5test.Features{Nets: nets, Blocks: blocks}))
 	if err != nil {
 		t.Fatal(err)
 	}
-	cfg := unikernel(image, 1, args...)
+	return image
+}
+
+// machine is a configuration of a guest of the target hvt, with a block device that is called vol.
+func machine(t testing.TB, args ...string) albatross.Config {
+	t.Helper()
+	cfg := unikernel(machineImage(t, 1, 1), 1, args...)
 	cfg.Blocks = []albatross.Block{{Name: "disk0", Device: "vol"}}
 	return cfg
 }
@@ -50,7 +56,7 @@ func TestVirtualMachine(t *testing.T) {
 	everybody(t, &cfg)
 	bridge(t)
 	d := start(t, cfg)
-	n, waits := name(t, "web:hello"), machine(t, "wait", "18446744073709551615")
+	n, waits := name(t, "web:hello"), machine(t, "echo", "18446744073709551615")
 	if err := d.AddBlock(t.Context(), name(t, "web:vol"), albatross.BlockAdd{Size: 1}); err != nil {
 		t.Fatal(err)
 	}

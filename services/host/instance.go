@@ -191,6 +191,9 @@ func (s *Service) buried(inst *instance, ended exit) {
 	inst.gone.Store(true) // who reads of the end on the console does not find it in the infos
 	now := time.Now()
 	inst.console.setEnded(now) // and finds the console among the inactive ones
+	if by := inst.stopping.Load(); by || inst.record.Args.Fail.Restart || inst.record.Args.AddName {
+		inst.console.setStopped(by)
+	}
 	inst.console.add(line{at: now, text: ended.String()})
 	s.metrics.exits.WithLabelValues(ended.kind()).Inc()
 	s.log.Info("unikernel ended", "unikernel", name.String(), "pid", inst.proc.PID, "how", ended.String(),

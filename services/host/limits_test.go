@@ -1,6 +1,7 @@
 package host_test
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -283,13 +284,13 @@ func TestRestartAfterAnExit(t *testing.T) {
 	})
 }
 
-// awaitForgotten waits until nothing is stored of n.
+// awaitForgotten waits until n is nothing's name any more.
 func (d *daemon) awaitForgotten(t testing.TB, n albatross.Name) {
 	t.Helper()
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
 	for range 5000 {
-		if _, err := os.Stat(filepath.Join(d.cfg.StateDir, "unikernels", n.String())); os.IsNotExist(err) {
+		if _, err := d.Image(t.Context(), n, albatross.UnikernelGet{}); errors.Is(err, albatross.ErrNotFound) {
 			return
 		}
 		<-tick.C

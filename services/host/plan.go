@@ -125,6 +125,9 @@ type loaded struct {
 
 // load reads an image as a create carries it; at most limit bytes may come out of a compressed one.
 func load(cfg albatross.Config, limit int) (loaded, error) {
+	if cfg.Typ == albatross.BHyve && len(cfg.Blocks) == 0 {
+		return loaded{}, refuse("couldn't find initial block device") // what albatross misses first
+	}
 	if cfg.Typ != albatross.Solo5 {
 		return loaded{}, refuse("unsupported type of unikernel: %s", cfg.Typ)
 	}

@@ -93,10 +93,13 @@ func (r *resources) checkPolicy(path albatross.Path, p albatross.Policy) error {
 			return err
 		}
 	}
+	if err := allowsRunning(p, r.used(path, albatross.Name{})); err != nil {
+		return err
+	}
 	if used := r.blockUsed(path); used > 0 && (p.Block == nil || *p.Block < used) {
 		return refuse("block devices would exceed the limit set by policy to %d MB, used %d MB", blockLimit(p), used)
 	}
-	return allowsRunning(p, r.used(path, albatross.Name{}))
+	return nil
 }
 
 // contains says whether super allows all that sub does.

@@ -1,6 +1,7 @@
 package host
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -19,6 +20,7 @@ import (
 const (
 	connectionsMax = 512              // of one socket; the oldest that has not yet asked anything makes room
 	readTime       = 10 * time.Second // in which the next piece of a request must come
+	headTime       = time.Second / 4  // in which the start of a frame that is too large must come, if its answer is to name it
 	writeTime      = 10 * time.Second // in which a reply must be taken
 	freeBytes      = 64 << 10         // of a request, that count towards no budget
 	budgetImages   = 4                // times MaxImage: what all requests that are being read may hold
@@ -151,8 +153,8 @@ func (r *pacedReader) Read(p []byte) (int, error) {
 
 // header finds out whom a request that could not be read as a whole must be answered: as good as may be.
 func (r *pacedReader) header() albatross.Header {
-	if len(r.head) <= frameLength { // too large: nothing of it was read
-		_ = r.conn.SetReadDeadline(time.Now().Add(readTime))
+	if len(r.head) == frameLength && !bytes.Equal(r.head, make([]byte, frameLength)) { // too large: nothing of it was read, but perhaps it is there
+		_ = r.conn.SetReadDeadline(time.Now().Add(headTime))
 		n, err := r.conn.Read(r.head[len(r.head):headMax:headMax])
 		if err != nil {
 			return albatross.Header{}

@@ -123,8 +123,10 @@ func (s *Service) answerStats(ctx context.Context, conn net.Conn, request albatr
 		delete(s.stats.others, request.Name)
 		s.stats.mu.Unlock()
 		s.reply(conn, request.Header, albatross.Text("removed"))
+	case albatross.StatsInitial:
+		s.reply(conn, request.Header, albatross.Failure("unexpected message initial"))
 	default:
-		s.reply(conn, request.Header, albatross.Failure("unknown command"))
+		s.reply(conn, request.Header, albatross.Failure("unexpected command"))
 	}
 	return false
 }
@@ -166,7 +168,7 @@ func (s *Service) followStats(ctx context.Context, conn net.Conn, asked albatros
 			s.log.Warn("could not gather statistics", "err", err)
 		}
 		for _, one := range all {
-			if shown, ok := relative(one.name, asked); ok && !s.sendStats(conn, shown, one.Stats) {
+			if shown, ok := seenFrom(one.name, asked); ok && !s.sendStats(conn, shown, one.Stats) {
 				return
 			}
 		}
@@ -178,6 +180,14 @@ func (s *Service) followStats(ctx context.Context, conn net.Conn, asked albatros
 		case <-ticker.C:
 		}
 	}
+}
+
+// seenFrom is the name in statistics that were asked for: from the path of what was asked for, also when that is one unikernel.
+func seenFrom(name, asked albatross.Name) (albatross.Name, bool) {
+	if asked.HasLabel() && name != asked {
+		return albatross.Name{}, false
+	}
+	return asked.Path().Relative(name)
 }
 
 // sendStats sends statistics, and says whether the client took them.

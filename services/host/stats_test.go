@@ -65,7 +65,7 @@ func TestStatistics(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 		defer cancel()
 		err := d.SubscribeStats(ctx, busy, func(of albatross.Name, s albatross.Stats) error {
-			if told++; of != busy || s.Memory.Runtime < last {
+			if told++; of != name(t, "busy") || s.Memory.Runtime < last {
 				t.Errorf("statistics of %v with runtime %d after %d", of, s.Memory.Runtime, last)
 			}
 			if s.Memory.Runtime > last+100_000 && told > 2 {
@@ -131,8 +131,8 @@ func TestStatisticsOfOtherProcesses(t *testing.T) {
 		"add":            {say(extra, albatross.StatsAdd{PID: os.Getpid(), Taps: []albatross.Tap{{Bridge: "service", Tap: "lo"}}}), albatross.Text("added")},
 		"of no process":  {say(name(t, "none"), albatross.StatsAdd{PID: 1 << 22}), albatross.Text("added")},
 		"of a path":      {say(path(t, "a").Name(), albatross.StatsAdd{PID: 1}), albatross.Failure("path used instead of name")},
-		"another daemon": {say(extra, albatross.StatsInitial{}), albatross.Failure("unknown command")},
-		"a foreign one":  {say(extra, albatross.PolicyInfo{}), albatross.Failure("unknown command")},
+		"another daemon": {say(extra, albatross.StatsInitial{}), albatross.Failure("unexpected message initial")},
+		"a foreign one":  {say(extra, albatross.PolicyInfo{}), albatross.Failure("unexpected command")},
 	} {
 		if c.got != c.want {
 			t.Errorf("%s: %v, want %v", what, c.got, c.want)

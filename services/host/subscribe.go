@@ -28,6 +28,10 @@ func (s *Service) answerConsole(ctx context.Context, conn net.Conn, request alba
 		}
 		s.subscribe(ctx, conn, request.Header, from)
 	case albatross.ConsoleListInactive:
+		if request.Name.HasLabel() {
+			s.reply(conn, request.Header, albatross.Failure("name used"))
+			return false
+		}
 		list := albatross.Consoles{}
 		for _, name := range s.consoles.inactive() {
 			if shown, ok := relative(name, request.Name); ok {
@@ -35,6 +39,8 @@ func (s *Service) answerConsole(ctx context.Context, conn net.Conn, request alba
 			}
 		}
 		s.reply(conn, request.Header, list)
+	case albatross.ConsoleAdd:
+		s.reply(conn, request.Header, s.addConsole(request.Name))
 	default:
 		s.reply(conn, request.Header, albatross.Failure("unknown command"))
 	}

@@ -58,16 +58,28 @@ func NeedRoot(t testing.TB) {
 // Guest compiles testdata/guest.c, which says what it can do, with so many network devices (net0, net1), and returns the image.
 func Guest(t testing.TB, nets int) []byte {
 	t.Helper()
+	return compile(t, "-DNETS="+strconv.Itoa(nets))
+}
+
+// Recorded is Guest for one that does what those of the recorded sessions did, with a device service0 if nets is 1 and storage if blocks is.
+func Recorded(t testing.TB, nets, blocks int) []byte {
+	t.Helper()
+	return compile(t, "-DRECORDED", "-DNETS="+strconv.Itoa(nets), "-DBLOCKS="+strconv.Itoa(blocks))
+}
+
+// compile compiles testdata/guest.c.
+func compile(t testing.TB, defines ...string) []byte {
+	t.Helper()
 	dir := t.TempDir()
 	for name, text := range map[string][]byte{"guest.c": source, "guest.lds": script} {
 		if err := os.WriteFile(filepath.Join(dir, name), text, 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
-	gcc := exec.Command("gcc", "-std=c11", "-Wall", "-Wextra", "-Werror", "-O2", "-DNETS="+strconv.Itoa(nets),
+	gcc := exec.Command("gcc", append(defines, "-std=c11", "-Wall", "-Wextra", "-Werror", "-O2",
 		"-ffreestanding", "-nostdlib", "-static", "-no-pie", "-fno-pic", "-fno-stack-protector", "-fcf-protection=none",
 		"-mno-red-zone", "-mgeneral-regs-only", "-fno-asynchronous-unwind-tables",
-		"-Wl,-T,guest.lds", "-Wl,--build-id=none", "-Wl,-z,noexecstack", "-o", "guest.spt", "guest.c")
+		"-Wl,-T,guest.lds", "-Wl,--build-id=none", "-Wl,-z,noexecstack", "-o", "guest.spt", "guest.c")...)
 	gcc.Dir = dir
 	if out, err := gcc.CombinedOutput(); err != nil {
 		t.Fatalf("compile guest: %v\n%s", err, out)

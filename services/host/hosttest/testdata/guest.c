@@ -16,6 +16,10 @@
  *
  * With --name=... in front it exits with status 64, as one that does not know the
  * option does; but for args.
+ *
+ * With RECORDED it does what those of the recorded sessions did: it has a device
+ * service0 in place of net0, and with BLOCKS a block device storage. It says some lines,
+ * and then waits; without any device it exits with status 0.
  */
 #include <stdbool.h>
 #include <stddef.h>
@@ -33,9 +37,18 @@ struct device {
 	uint8_t attached;
 };
 
+#ifndef BLOCKS
+#define BLOCKS 0
+#endif
+#ifdef RECORDED
+#define NET0 "service0"
+#else
+#define NET0 "net0"
+#endif
+
 struct manifest {
 	uint32_t version, entries;
-	struct device device[NETS + 1];
+	struct device device[NETS + BLOCKS + 1];
 };
 
 struct boot {
@@ -58,13 +71,16 @@ static const struct { struct note note; uint32_t abi[4]; } abi_note = {
 __attribute__((section(".note.solo5.manifest"), aligned(8), used))
 static const struct { struct note note; struct manifest manifest; } manifest_note = {
 	{ 6, 4 + sizeof(struct manifest), 0x3154464d, "Solo5" },
-	{ 1, NETS + 1, {
+	{ 1, NETS + BLOCKS + 1, {
 		{ .type = 1u << 30 },
 #if NETS > 0
-		{ .name = "net0", .type = 2 },
+		{ .name = NET0, .type = 2 },
 #endif
 #if NETS > 1
 		{ .name = "net1", .type = 2 },
+#endif
+#if BLOCKS > 0
+		{ .name = "storage", .type = 1 },
 #endif
 	} },
 };
@@ -177,6 +193,13 @@ __attribute__((used)) static void run(const struct boot *b)
 	const char *line = b->command_line;
 	bool named = line[0] == '-' && line[1] == '-' && line[2] == 'n';
 
+#ifdef RECORDED
+	for (long i = 0; i < 16; i++)
+		put_text("hello "), put_number((uint64_t)i), end_line();
+	if (NETS + BLOCKS == 0)
+		quit(0);
+	sleep_ms(b, -1);
+#endif
 	while (named && *line && *line++ != ' ')
 		;
 	if (word(&line, "args"))
