@@ -73,7 +73,7 @@ func (c *psCmd) Run(e *env) error {
 		live := messages.InState(heads[stack], fulmarv1.State_STATE_LIVE)
 		for _, i := range live.GetInstances() {
 			if seen := running[i.GetName()]; seen != nil && !seen.GetRunning() {
-				fmt.Fprintf(e.out, "%s %s; %sfulmar renew %s starts a fresh one\n", i.GetName(), seen.GetExit(), restarts(specOf(live.GetContent(), i.GetUnit())), stack)
+				fmt.Fprintf(e.out, "%s %s; %sfulmar renew %s starts a fresh one\n", i.GetName(), seen.GetExit(), startsAgain(specOf(live.GetContent(), i.GetUnit())), stack)
 			}
 		}
 	}
@@ -146,8 +146,8 @@ func runs(i *fulmarv1.HostInstance) string {
 	return i.GetExit()
 }
 
-// restarts says what the host does about a unit that has ended.
-func restarts(u *fulmarv1.UnitSpec) string {
+// startsAgain says what the host does about a unit that has ended.
+func startsAgain(u *fulmarv1.UnitSpec) string {
 	if u.GetRestart() == "" {
 		return ""
 	}
