@@ -93,7 +93,7 @@ func TestEnter(t *testing.T) {
 		"a source that never answered is unknown": {followed(func(_ *fulmarv1.Watch, s *fulmarv1.WatchedSource) { s.Error, s.Failures = "no", 3 }), www(), new8(func(w *fulmarv1.Watch, _ *fulmarv1.WatchedSource) { w.Next = timestamppb.New(now) })},
 		"another ref is another source": {followed(seenOne), deployOf(gitUnit("", wwwURL, "next")), new8(func(w *fulmarv1.Watch, s *fulmarv1.WatchedSource) {
 			w.Request = deployOf(gitUnit("", wwwURL, "next"))
-			s.Source, w.Next = "git+" + wwwURL + "#next", timestamppb.New(now)
+			s.Source, w.Next = "git+"+wwwURL+"#next", timestamppb.New(now)
 		})},
 	} {
 		t.Run(name, func(t *testing.T) {
