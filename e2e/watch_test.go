@@ -230,4 +230,3 @@ func (w *world) looked(after int64) func(context.Context) error {
 		return err
 	}
 }
-
