@@ -15,7 +15,6 @@ import (
 
 	"fulmar/messages"
 	"fulmar/services/builder/docker/dockertest"
-	"fulmar/services/builder/oci"
 )
 
 // hostileLayer is a layout of one image whose only layer is not what an honest program writes.
@@ -247,70 +246,65 @@ type full struct{}
 
 func (full) Write([]byte) (int, error) { return 0, errFull }
 
-// FuzzExtract reads hostile layers: whatever they are, the image is refused or the file is of the layer.
+// FuzzExtract reads hostile layers: whatever they are, the image is refused or gives a file within the limit. An entry
+// is a line of its type as tar has it, its name and where it leads; an empty line ends a layer.
 func FuzzExtract(f *testing.F) {
-	f.Add(dockertest.Archive(f, file("unikernel", "www"), link("a", "unikernel"), file(".wh.b", ""), file("c/.wh..wh..opq", "")))
-	f.Add(gzipped(f, dockertest.Archive(f, file("unikernel", "www"))))
-	f.Add(zstandard(f, dockertest.Archive(f, file("unikernel", "www"))))
-	f.Add(header(f, tar.Header{Name: "d/unikernel", Typeflag: tar.TypeSymlink, Linkname: ".."}, tar.Header{Name: "unikernel", Typeflag: tar.TypeSymlink, Linkname: "d/unikernel/d/unikernel"}))
-	base := newLayout(f)
-	lower := base.layer(file("unikernel", "lower"), file("c/old", "old"))
-	f.Fuzz(func(t *testing.T, content []byte) {
+	f.Add("0 unikernel\n2 a unikernel\n0 c/old\n\n0 .wh.b\n0 c/.wh..wh..opq\n1 unikernel a\n0 c/new")
+	f.Add("5 d\n2 d/unikernel ..\n2 unikernel d/unikernel/d/unikernel\n\n0 d\n3 .wh.d\n0 d/e")
+	f.Add("0 ../a\n1 a /../b\n")
+	f.Fuzz(func(t *testing.T, text string) {
 		l := newLayout(t)
-		l.files["blobs/sha256/"+lower.Digest.Encoded()] = base.files["blobs/sha256/"+lower.Digest.Encoded()]
-		l.tag(l.image(lower, l.blob(ocispec.MediaTypeImageLayer, content)), "")
+		var layers []ocispec.Descriptor
+		for entries := range strings.SplitSeq(text, "\n\n") {
+			var content bytes.Buffer
+			w := tar.NewWriter(&content)
+			for entry := range strings.SplitSeq(entries, "\n") {
+				kind, rest, _ := strings.Cut(entry, " ")
+				name, to, _ := strings.Cut(rest, " ")
+				if len(kind) == 1 && strings.Contains("0123456", kind) {
+					w.WriteHeader(&tar.Header{Typeflag: kind[0], Name: name, Linkname: to, Mode: 0o755}) // what tar cannot say is left out
+				}
+			}
+			w.Close()
+			layers = append(layers, l.blob(ocispec.MediaTypeImageLayer, content.Bytes()))
+		}
+		l.tag(l.image(layers...), "")
 		l.finish()
-		opened, err := open(t, l.archive())
-		if err != nil {
-			t.Fatal(err)
-		}
-		i, err := opened.Resolve("")
-		if err != nil {
-			t.Fatal(err)
-		}
-		opened.Bound(1<<20, 1000)
-		var got bytes.Buffer
-		err = opened.Extract(t.Context(), i, "/unikernel", &got, 1<<10)
-		if _, ok := messages.AsRefusal(err); err != nil && !ok {
-			t.Errorf("an error that is no refusal: %v", err)
-		}
-		if err == nil && got.Len() > 1<<10 {
-			t.Errorf("it gives %d bytes", got.Len())
-		}
+		read(t, l)
 	})
 }
 
-// FuzzOpen reads hostile archives.
-func FuzzOpen(f *testing.F) {
-	l := newLayout(f)
-	l.tag(l.image(l.layer(file("unikernel", "www"))), "live")
-	l.finish()
-	whole, err := os.ReadFile(l.archive())
-	if err != nil {
-		f.Fatal(err)
-	}
-	f.Add(whole)
-	l.files = map[string][]byte{"manifest.json": []byte(`[{"Config":"c.json","Layers":["l.tar"]}]`), "c.json": []byte(`{"rootfs":{"diff_ids":["sha256:` + strings.Repeat("0", 64) + `"]}}`)}
-	if whole, err = os.ReadFile(l.archive()); err != nil {
-		f.Fatal(err)
-	}
-	f.Add(whole)
-	f.Fuzz(func(t *testing.T, content []byte) {
-		path := filepath.Join(t.TempDir(), "image.tar")
-		if err := os.WriteFile(path, content, 0o600); err != nil {
-			t.Fatal(err)
+// FuzzResolve reads hostile texts of an image. DIGEST stands for the digest of the manifest.
+func FuzzResolve(f *testing.F) {
+	f.Add(`{"manifests":[{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"DIGEST","size":-1}]}`, `{"layers":[{"mediaType":"application/vnd.oci.image.layer.v1.tar","digest":"sha256:../..","size":1}]}`)
+	f.Add(`{"manifests":[{"mediaType":"application/vnd.oci.image.index.v1+json","digest":"DIGEST","size":2}]}`, `{"manifests":[{"platform":{"os":"linux"}}]}`)
+	f.Add("", `[{"Config":"manifest.json","RepoTags":["a"],"Layers":["manifest.json"]}]`)
+	f.Fuzz(func(t *testing.T, index, manifest string) {
+		l := newLayout(t)
+		d := l.blob("", []byte(manifest))
+		if l.files["manifest.json"] = []byte(manifest); index != "" {
+			l.files["index.json"] = []byte(strings.ReplaceAll(index, "DIGEST", string(d.Digest)))
 		}
-		opened, err := open(t, path)
-		var i oci.Image
-		if err == nil {
-			i, err = opened.Resolve("")
-		}
-		if err == nil {
-			opened.Bound(1<<20, 1000)
-			err = opened.Extract(t.Context(), i, "/unikernel", new(bytes.Buffer), 1<<10)
-		}
-		if _, ok := messages.AsRefusal(err); err != nil && !ok {
-			t.Errorf("an error that is no refusal: %v", err)
-		}
+		read(t, l)
 	})
+}
+
+// read reads a hostile layout. It may be refused, and nothing else.
+func read(t *testing.T, l *layout) {
+	opened, err := open(t, l.archive())
+	if err != nil {
+		t.Fatal(err)
+	}
+	opened.Bound(1<<20, 1000)
+	i, err := opened.Resolve("")
+	var got bytes.Buffer
+	if err == nil {
+		err = opened.Extract(t.Context(), i, "/unikernel", &got, 1<<10)
+	}
+	if _, ok := messages.AsRefusal(err); err != nil && !ok {
+		t.Errorf("an error that is no refusal: %v", err)
+	}
+	if got.Len() > 1<<10 {
+		t.Errorf("it gives %d bytes", got.Len())
+	}
 }
