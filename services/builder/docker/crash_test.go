@@ -166,6 +166,10 @@ func waitAsVictim() bool {
 	if id == "" {
 		return false
 	}
+	if builder, ok := strings.CutPrefix(id, "build-"); ok {
+		buildAsVictim(builder)
+		return true
+	}
 	e, err := docker.New(docker.Config{Owner: os.Getenv(victim + "_OWNER")})
 	if err == nil {
 		err = e.Extract(context.Background(), id, "/unikernel", os.Stdout, large) // nobody reads on

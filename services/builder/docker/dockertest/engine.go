@@ -194,6 +194,7 @@ func (e *Engine) end(signal syscall.Signal) error {
 
 func (e *Engine) close() error {
 	err := e.end(syscall.SIGTERM)
+	err = errors.Join(err, endAll(e.dir)) // what a killed engine left running
 	err = errors.Join(err, removeData(e.dir))
 	if e.lock != nil {
 		e.lock.Close()
