@@ -131,5 +131,12 @@ func badImage(format string, args ...any) error {
 }
 
 func wrongImage(digest, want string) error {
-	return badImage("its SHA-256 is %s, not %s as the request says", digest, want)
+	return badImage("%w", wrongDigest{digest, want})
+}
+
+// wrongDigest is an image that is not the one that was asked for.
+type wrongDigest struct{ digest, want string }
+
+func (w wrongDigest) Error() string {
+	return fmt.Sprintf("its SHA-256 is %s, not %s as the request says", w.digest, w.want)
 }

@@ -2,6 +2,7 @@ package builder
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -25,7 +26,11 @@ func (s *Service) image(ctx context.Context, source *fulmarv1.Image, l *log) (im
 	if err != nil {
 		return image{}, nil, err
 	}
-	return s.carryOut(ctx, p, l)
+	i, facts, err := s.carryOut(ctx, p, l)
+	if w, ok := errors.AsType[wrongDigest](err); ok && source.GetSha256Url() != "" { // one of the two is just being replaced
+		err = fmt.Errorf("image: its SHA-256 is %s, and not %s as the text of sha256_url says", w.digest, w.want)
+	}
+	return i, facts, err
 }
 
 // carryOut gets the image of a plan into the store: it is there already, another builder makes it, or this one does.

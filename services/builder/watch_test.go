@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -93,6 +94,32 @@ func TestAnArtefactThatMovesIsDeployed(t *testing.T) {
 	retired := w.request(retireKind, "web", "")
 	w.await(retired, messages.Accepted)
 	w.follow(records, func(r *fulmarv1.Watch) bool { return r.GetGeneration() == retired && !watch.Following(r) })
+}
+
+// TestAnArtefactThatIsJustBeingReplaced has a text that is there before its image.
+func TestAnArtefactThatIsJustBeingReplaced(t *testing.T) {
+	w := newWorld(t)
+	a := newArtefact(t)
+	digest := a.push(w, "")
+	early := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, _ *http.Request) {
+		fmt.Fprintln(rw, digestOf(append(w.bytes(), "two"...)))
+	}))
+	t.Cleanup(early.Close)
+	s := w.replica()
+	source := &fulmarv1.Image{Source: &fulmarv1.Image_Url{Url: a.url}, Sha256Url: early.URL}
+	get := func() (image, error) {
+		i, _, err := s.image(t.Context(), source, &log{bus: s.bus, stack: "web", generation: 1, now: time.Now})
+		return i, err
+	}
+	if _, err := get(); err == nil || !strings.Contains(err.Error(), "its SHA-256 is "+digest) {
+		t.Errorf("another image: %v", err)
+	} else if _, refused := messages.AsRefusal(err); refused {
+		t.Errorf("%v is final, and the image may be on its way", err)
+	}
+	want := a.push(w, "two")
+	if i, err := get(); err != nil || i.digest != want {
+		t.Errorf("once it is there: %v, %v", i, err)
+	}
 }
 
 // bytes gives an image.
