@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -81,6 +82,10 @@ func listen(t *testing.T, addr string) *listener {
 // accept takes a connection.
 func (l *listener) accept() (net.Conn, *bufio.Scanner) {
 	l.t.Helper()
+	err := l.Listener.(*net.TCPListener).SetDeadline(time.Now().Add(patient))
+	if err != nil {
+		l.t.Fatal(err)
+	}
 	conn, err := l.Accept()
 	if err == nil {
 		err = conn.SetDeadline(time.Now().Add(patient))
@@ -102,25 +107,52 @@ func (l *listener) wants(lines *bufio.Scanner, from, to int) {
 	}
 }
 
-func TestLinesGoOverTCPAndWaitForAnEndpointThatIsAway(t *testing.T) {
+func TestLinesGoOverTCPAgainAfterABreak(t *testing.T) {
 	l := listen(t, "127.0.0.1:0")
 	s, c, stop := run(t, influx.Config{Target: "tcp://" + l.Addr().String()})
 	add(s, 0, 3)
 	conn, lines := l.accept()
 	l.wants(lines, 0, 3)
 
-	_ = l.Close() // first nobody else may come
+	_ = l.Close()
 	_ = conn.Close()
-	add(s, 3, 5)
 	back := listen(t, l.Addr().String())
-	_, lines = back.accept()
-	add(s, 5, 6)
-	back.wants(lines, 3, 6)
-	add(s, 6, 7)
+	tcp, n := back.Listener.(*net.TCPListener), 3
+	for conn = nil; conn == nil; n++ { // what is sent before it notices is lost: TCP does not tell
+		add(s, n, n+1)
+		_ = tcp.SetDeadline(time.Now().Add(10 * time.Millisecond))
+		conn, _ = tcp.Accept()
+	}
+	defer func() { _ = conn.Close() }()
+	add(s, n, n+2)
 	stop() // what was added is sent before it ends
-	back.wants(lines, 6, 7)
-	if c.sent.Load() != 7 || c.dropped.Load() != 0 {
-		t.Errorf("%d lines were sent, %d dropped; want 7 and 0", c.sent.Load(), c.dropped.Load())
+	lines = bufio.NewScanner(conn)
+	if !lines.Scan() {
+		t.Fatal(lines.Err())
+	}
+	var first int
+	if _, err := fmt.Sscanf(lines.Text(), "resource_usage,vm=vm%d ", &first); err != nil || first < 3 {
+		t.Fatalf("line %q: %v", lines.Text(), err)
+	}
+	back.wants(lines, first+1, n+2)
+	if lines.Scan() || c.sent.Load() != int64(n+2) || c.dropped.Load() != 0 {
+		t.Errorf("%d lines were sent, %d dropped, and then came %q; want %d and 0", c.sent.Load(), c.dropped.Load(), lines.Text(), n+2)
+	}
+}
+
+// What an endpoint that is away misses comes when it is back.
+func TestLinesWaitForAnEndpoint(t *testing.T) {
+	l := listen(t, "127.0.0.1:0")
+	addr := l.Addr().String()
+	_ = l.Close()
+	s, c, stop := run(t, influx.Config{Target: addr})
+	add(s, 0, 3)
+	back := listen(t, addr)
+	_, lines := back.accept()
+	back.wants(lines, 0, 3)
+	stop()
+	if c.sent.Load() != 3 || c.dropped.Load() != 0 {
+		t.Errorf("%d lines were sent, %d dropped; want 3 and 0", c.sent.Load(), c.dropped.Load())
 	}
 }
 
