@@ -4,12 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/testing/protocmp"
 
 	"fulmar/e2e/lab"
 	"fulmar/messages"
@@ -153,16 +156,78 @@ func TestPublishedStacksComeBackAfterABoot(t *testing.T) {
 	w.retired()
 }
 
+// TestAHostStartsAUnitAgain lets a live unikernel end by itself, which its stack asks the host to cure.
+func TestAHostStartsAUnitAgain(t *testing.T) {
+	w := newWorld(t)
+	w.deploy("web", 8080, "v1", "--restart", "on-failure")
+	before := w.live("web").GetInstances()
+	w.end(8080, 3)
+	exited, err := w.log.Await(w.patient(), "exited", func(s lab.Said) bool { return s.Verb == messages.Exited })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.log.Await(w.patient(), "recovered", func(s lab.Said) bool { return s.Verb == messages.Recovered }); err != nil {
+		t.Fatal(err)
+	}
+	w.answers(8080, "v1")
+	if diff := cmp.Diff(before, w.live("web").GetInstances(), protocmp.Transform()); diff != "" {
+		t.Errorf("the instance is another one (-before +after):\n%s", diff)
+	}
+	if out := w.cli("ps"); !strings.Contains(out, "yes, again (1)") {
+		t.Errorf("ps does not tell of the restart:\n%s", out)
+	}
+
+	w.end(8080, 0) // no failure
+	if _, err := w.log.Await(w.patient(), "exited again", func(s lab.Said) bool { return s.Verb == messages.Exited && after(s, exited) }); err != nil {
+		t.Fatal(err)
+	}
+	if out := w.cli("ps"); !strings.Contains(out, "exited with status 0; its host starts it again if its status allows (restart: on-failure)") {
+		t.Errorf("ps does not tell of the end:\n%s", out)
+	}
+	w.cli("retire", "web", "--wait")
+	w.retired()
+}
+
+// TestAUnitThatEndsBeforePublicationFailsThoughItWouldStartAgain ends one that is not healthy, and would not be for a minute.
+func TestAUnitThatEndsBeforePublicationFailsThoughItWouldStartAgain(t *testing.T) {
+	w := newWorld(t)
+	w.cli(w.deployArgs("web", 8080, "v1", "--restart", "always", "--health", "tcp:81", "--detach")...)
+	unit := w.await("web", 1, messages.Started).Event.GetDeployment().GetUnits()[0]
+	w.until(func(context.Context) error {
+		c, err := net.DialTimeout("tcp4", net.JoinHostPort(unit.GetInstance().GetAddress(), "80"), time.Second)
+		if err != nil {
+			return err
+		}
+		_, err = lab.Ask(c, "/exit?code=3", false)
+		return errors.Join(err, c.Close())
+	})
+	if s := w.await("web", 1, messages.Failed); !strings.Contains(s.Event.GetReason(), "status 3 before it was healthy") {
+		t.Errorf("it says %v", s)
+	}
+	w.await("web", 1, messages.Retired)
+	w.retired()
+}
+
+func after(s, before lab.Said) bool {
+	return s.Event.GetTime().AsTime().After(before.Event.GetTime().AsTime())
+}
+
+// end lets the unikernel behind a port end with a status.
+func (w *world) end(port uint16, status int) {
+	w.t.Helper()
+	c := w.dial("tcp", at(port))
+	if _, err := lab.Ask(c, fmt.Sprintf("/exit?code=%d", status), false); err != nil {
+		w.t.Fatal(err)
+	}
+	if err := c.Close(); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
 func TestAnEndOfAUnikernelIsSeenAndCured(t *testing.T) {
 	w := newWorld(t)
 	w.deploy("web", 8080, "v1")
-	c := w.dial("tcp", at(8080))
-	if _, err := lab.Ask(c, "/exit?code=3", false); err != nil {
-		t.Fatal(err)
-	}
-	if err := c.Close(); err != nil {
-		t.Fatal(err)
-	}
+	w.end(8080, 3)
 	s, err := w.log.Await(w.patient(), "exited", func(s lab.Said) bool { return s.Verb == messages.Exited })
 	if err != nil {
 		t.Fatal(err)

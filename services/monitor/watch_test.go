@@ -110,6 +110,37 @@ func TestStartedAgain(t *testing.T) {
 	w.hear(messages.Recovered)
 }
 
+// restarted writes an instance that runs, and was started again so often, into the record of the host.
+func (w *world) restarted(instance string, restarts uint32) {
+	w.t.Helper()
+	_, err := w.vmm.Hosts.Edit(w.t.Context(), host, func(*fulmarv1.Host) (*fulmarv1.Host, error) {
+		return &fulmarv1.Host{Name: host, Instances: []*fulmarv1.HostInstance{{Name: instance, Running: true, Restarts: restarts}}}, nil
+	})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// TestAnEndThatWasTooShortToBeSeen shows only by the restart that vmm counted.
+func TestAnEndThatWasTooShortToBeSeen(t *testing.T) {
+	w, a := newWorld(t), newWeb(t)
+	w.head(deployment(42, spec(t, "web", quick(get(a.port)))), live)
+	w.record("web.web.42", true, "", "")
+	w.monitor()
+	wait(t, "checks", func() bool { return a.asked.Load() > 5 })
+	w.restarted("web.web.42", 1)
+	if e := w.hear(messages.Exited); e.GetReason() != "unit web at 127.0.0.1 exited and was started again" {
+		t.Errorf("observed %q", e.GetReason())
+	}
+	w.hear(messages.Recovered)
+	w.restarted("web.web.42", 1) // seen anew, and the same
+	before := a.asked.Load()
+	wait(t, "more checks", func() bool { return a.asked.Load() > before+5 })
+	if n := w.count(messages.Exited); n != 1 {
+		t.Errorf("exited was said %d times", n)
+	}
+}
+
 func TestARestartKnowsWhatExited(t *testing.T) {
 	w, a := newWorld(t), newWeb(t)
 	w.head(deployment(42, spec(t, "web", quick(get(a.port)))), live)
