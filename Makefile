@@ -50,6 +50,7 @@ test: root needs ## run every test, against real parts
 bench: root needs build ## measure what docs/PERFORMANCE.md says
 	CGO_ENABLED=0 go build -trimpath -o bin/ ./e2e/bench
 	./bin/bench $(BENCH)
+	go test -run '^$$' -bench . -benchtime 1s ./services/host | grep -E '^(Benchmark|FAIL|--- FAIL|panic)'
 
 .PHONY: fuzz
 fuzz: ## run every fuzz target for 30 s, or FUZZTIME
