@@ -49,6 +49,8 @@ func (s *sources) plan(ctx context.Context, i *fulmarv1.Image, l *log) (plan, er
 		p, err = s.url(ctx, i)
 	case *fulmarv1.Image_Docker:
 		p, err = s.docker(ctx, source.Docker, l)
+	case *fulmarv1.Image_Oci:
+		p, err = s.oci(source.Oci)
 	case *fulmarv1.Image_Git:
 		p, err = s.git(ctx, source.Git, l)
 	default:

@@ -19,28 +19,45 @@ import (
 	"fulmar/bus/bustest"
 	"fulmar/messages"
 	fulmarv1 "fulmar/messages/fulmar/v1"
+	"fulmar/services/builder/credential"
 	"fulmar/services/builder/docker"
+	"fulmar/services/builder/docker/dockertest"
 	"fulmar/services/builder/git"
 	"fulmar/solo5/solo5test"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if url := os.Getenv(builderProcess); url != "" {
+		os.Exit(beBuilder(url))
+	}
+	goleak.VerifyTestMain(dockertest.Main(m))
+}
 
 // patience bounds every wait of these tests: it is only ever reached when one fails.
-const patience = 20 * time.Second
+const patience = time.Minute
 
 // world is a bus of its own with a network, a host that runs spt, and a folder of images.
 type world struct {
 	t      *testing.T
 	server *bus.Server
 	*bus.Bus
-	said jetstream.MessagesContext
-	root string // --file-root
+	said     jetstream.MessagesContext
+	root     string        // --file-root
+	temp     string        // of builders
+	engine   string        // --docker-host; none answers unless a test has one
+	held     string        // --credentials
+	patience time.Duration // --patience
 }
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	w := &world{t: t, server: bustest.Server(t), root: t.TempDir()}
+	return newWorldOn(t, bustest.Server(t))
+}
+
+func newWorldOn(t *testing.T, server *bus.Server) *world {
+	t.Helper()
+	w := &world{t: t, server: server, root: t.TempDir(), temp: t.TempDir(), held: t.TempDir()}
+	w.engine = "unix://" + w.root + "/none"
 	w.Bus = bustest.Open(t, w.server, bus.Options{Service: "test"})
 	cons, err := w.JS.OrderedConsumer(t.Context(), messages.EventStream, jetstream.OrderedConsumerConfig{})
 	if err == nil {
@@ -67,15 +84,34 @@ func (w *world) addNetwork(name, host string) {
 
 func (w *world) config() Config {
 	w.t.Helper()
-	engine, err := docker.New(docker.Config{Host: "unix://" + w.root + "/none"})
+	c, err := w.options().config()
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	repositories, err := git.New(git.Config{FileRoot: w.root, Temp: w.t.TempDir(), MaxSize: 1 << 20, Ask: patience, Fetch: patience})
+	return c
+}
+
+func (w *world) options() options {
+	return options{Root: w.root, Temp: w.temp, Engine: w.engine, Held: w.held, Patience: w.patience}
+}
+
+// options are what the configuration of a builder is made of, so that another process can.
+type options struct {
+	Root, Temp, Engine, Held string
+	Patience                 time.Duration
+}
+
+func (o options) config() (Config, error) {
+	credentials := credential.Directory(o.Held)
+	engine, err := docker.New(docker.Config{Host: o.Engine, Owner: "test"})
 	if err != nil {
-		w.t.Fatal(err)
+		return Config{}, err
 	}
-	return Config{FileRoot: w.root, MaxImage: 1 << 20, Fetch: patience, Engine: engine, Git: repositories}
+	repositories, err := git.New(git.Config{Credentials: credentials, FileRoot: o.Root, Temp: o.Temp, MaxSize: 4 << 20, Ask: patience, Fetch: patience})
+	return Config{
+		FileRoot: o.Root, MaxImage: 1 << 20, Fetch: patience, Patience: o.Patience, Engine: engine, Git: repositories, Credentials: credentials,
+		Recipes: Recipes{Builds: 2, Network: "none"},
+	}, err
 }
 
 // replica is a builder with a connection of its own, whose views run. Its steps do not.
@@ -157,18 +193,25 @@ func (w *world) await(generation uint64, verb messages.Verb) *fulmarv1.Event {
 func (w *world) first(generation uint64) *fulmarv1.Event {
 	w.t.Helper()
 	for {
-		msg, err := w.said.Next(jetstream.NextMaxWait(patience))
-		if err != nil {
-			w.t.Fatalf("nobody said anything of %d: %v", generation, err)
-		}
-		e := &fulmarv1.Event{}
-		if err := proto.Unmarshal(msg.Data(), e); err != nil {
-			w.t.Fatal(err)
-		}
+		e := w.next()
 		if e.GetDeployment().GetGeneration() == generation {
 			return e
 		}
 	}
+}
+
+// next gives what is said next.
+func (w *world) next() *fulmarv1.Event {
+	w.t.Helper()
+	msg, err := w.said.Next(jetstream.NextMaxWait(patience))
+	if err != nil {
+		w.t.Fatalf("nobody said anything: %v", err)
+	}
+	e := &fulmarv1.Event{}
+	if err := proto.Unmarshal(msg.Data(), e); err != nil {
+		w.t.Fatal(err)
+	}
+	return e
 }
 
 func (w *world) head(stack string) *fulmarv1.Head {

@@ -56,7 +56,7 @@ func Compiler(tb testing.TB) []File {
 	for _, tool := range []string{"as", "ld"} {
 		names = append(names, ask("-print-prog-name="+tool))
 	}
-	plugin := ask("-print-prog-name=liblto_plugin.so")
+	plugin := ask("-print-file-name=liblto_plugin.so")
 	files := append(Programs(tb, names...), read(tb, plugin, plugin))
 	headers := ask("-print-file-name=include")
 	err := filepath.WalkDir(headers, func(path string, d fs.DirEntry, err error) error {
