@@ -15,7 +15,7 @@ import (
 )
 
 type decodeCmd struct {
-	As string `default:"auto" enum:"auto,event,head,lease,network,host,deploy" help:"What it is: ${enum}."`
+	As string `default:"auto" enum:"auto,event,head,lease,network,host,deploy,stats" help:"What it is: ${enum}."`
 }
 
 // Run prints a message of the bus as JSON.
@@ -48,6 +48,7 @@ func decode(as string, body []byte) (proto.Message, error) {
 		{"lease", func() proto.Message { return &fulmarv1.Lease{} }, func(m proto.Message) bool { return strings.Count(m.(*fulmarv1.Lease).GetInstance(), ".") == 2 }},
 		{"network", func() proto.Message { return &fulmarv1.Network{} }, func(m proto.Message) bool { return m.(*fulmarv1.Network).GetPrefix() != "" }},
 		{"host", func() proto.Message { return &fulmarv1.Host{} }, func(m proto.Message) bool { return m.(*fulmarv1.Host).GetName() != "" }},
+		{"stats", func() proto.Message { return &fulmarv1.Stats{} }, func(m proto.Message) bool { return m.(*fulmarv1.Stats).GetInstance() != "" }},
 		{"deploy", func() proto.Message { return &fulmarv1.DeployRequest{} }, func(m proto.Message) bool { return len(m.(*fulmarv1.DeployRequest).GetUnits()) > 0 }},
 	}
 	for _, k := range kinds {
@@ -63,7 +64,7 @@ func decode(as string, body []byte) (proto.Message, error) {
 			return m, nil
 		}
 	}
-	return nil, fmt.Errorf("the %d bytes are no event, head, lease, network, host or deploy request", len(body))
+	return nil, fmt.Errorf("the %d bytes are no event, head, lease, network, host, statistics or deploy request", len(body))
 }
 
 // valid reports whether every enum of a message has a value that it knows.
@@ -73,7 +74,7 @@ func valid(m protoreflect.Message) bool {
 		switch {
 		case f.Enum() != nil && !f.IsList():
 			ok = f.Enum().Values().ByNumber(v.Enum()) != nil
-		case f.Message() != nil && !f.IsList():
+		case f.Message() != nil && !f.IsList() && !f.IsMap():
 			ok = valid(v.Message())
 		}
 		return ok

@@ -50,6 +50,18 @@ func TestWhatAnInstanceUses(t *testing.T) {
 	}
 }
 
+func TestASampleIsDecoded(t *testing.T) {
+	want := used("web.web.1", 10, 1, 3, 4, 5, 6)
+	want.Hypervisor = map[string]int64{"vm exits": 7}
+	body, err := proto.Marshal(want)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := decode("auto", body); err != nil || !proto.Equal(got, want) {
+		t.Errorf("a sample is decoded as %v, %v", got, err)
+	}
+}
+
 // answerer answers for the vmm of host h1.
 type answerer struct{ samples []*fulmarv1.Stats }
 
