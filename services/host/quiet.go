@@ -108,15 +108,25 @@ func hushed(own []netip.Addr) []bpf.Instruction {
 
 // own lists the IPv4 addresses of a bridge.
 func (b *bridges) own(bridge *netlink.Bridge) ([]netip.Prefix, error) {
-	list, err := b.handle.AddrList(bridge, unix.AF_INET)
-	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+	index := uint32(bridge.Attrs().Index)
+	req := nl.NewNetlinkRequest(unix.RTM_GETADDR, unix.NLM_F_DUMP)
+	req.Sockets = b.sockets
+	msg := nl.NewIfAddrmsg(unix.AF_INET)
+	msg.Index = index // a kernel before Linux 4.20 tells those of all interfaces
+	req.AddData(msg)
+	messages, err := req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWADDR)
+	if err != nil && !errors.Is(err, nl.ErrDumpInterrupted) {
 		return nil, fmt.Errorf("list the addresses of bridge %s: %w", bridge.Attrs().Name, err)
 	}
 	var own []netip.Prefix
-	for _, a := range list {
-		addr, ok := netip.AddrFromSlice(a.IP.To4())
-		if bits, _ := a.Mask.Size(); ok {
-			own = append(own, netip.PrefixFrom(addr, bits))
+	for _, m := range messages {
+		head := nl.DeserializeIfAddrmsg(m)
+		attrs, err := nl.ParseRouteAttrAsMap(m[head.Len():])
+		if err != nil {
+			return nil, fmt.Errorf("list the addresses of bridge %s: %w", bridge.Attrs().Name, err)
+		}
+		if addr, ok := netip.AddrFromSlice(attrs[unix.IFA_LOCAL].Value); ok && head.Index == index {
+			own = append(own, netip.PrefixFrom(addr, int(head.Prefixlen)))
 		}
 	}
 	return own, nil

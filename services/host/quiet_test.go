@@ -229,3 +229,21 @@ func TestATapIsNoPartOfIPv6(t *testing.T) {
 		t.Errorf("disable_ipv6 is %q, %v", text, err)
 	}
 }
+
+func TestATapWhoseNameIsTakenGetsAnother(t *testing.T) {
+	cfg := config(t)
+	bridge(t)
+	d := start(t, cfg).destroyAll(t)
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = "fulmar0" // as a second host in this namespace has it
+	other := &netlink.Bridge{LinkAttrs: attrs}
+	if err := netlink.LinkAdd(other); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = netlink.LinkDel(other) })
+	n := name(t, ":a")
+	d.create(t, n, unikernel(hosttest.Guest(t, 1), 1, "wait"))
+	if tap := tapOf(t, n); tap.Attrs().Name == attrs.Name || !strings.HasPrefix(tap.Attrs().Name, "fulmar") {
+		t.Errorf("the tap is called %s", tap.Attrs().Name)
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strconv"
 	"sync"
 
 	"github.com/vishvananda/netlink"
@@ -11,8 +12,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// tapPattern is the name of a tap; the kernel puts the lowest free number in, so no two hosts ever want the same one.
-const tapPattern = "fulmar%d"
+// A tap is called by its prefix and a number: the slot of its unikernel, if no tap has it, or else the lowest one that no interface has. The
+// kernel, which finds that one, looks at all interfaces for it.
+const (
+	tapPrefix  = "fulmar"
+	tapPattern = tapPrefix + "%d"
+)
 
 // bridges attaches taps to the bridges of the network namespace that the program was started in.
 type bridges struct {
@@ -34,6 +39,8 @@ func newBridges() (*bridges, error) {
 		h.Close()
 		return nil, fmt.Errorf("open netlink: %w", err)
 	}
+	// So that questions about one interface are answered with that one alone; a kernel before Linux 4.20 cannot.
+	_ = unix.SetsockoptInt(s.GetFd(), unix.SOL_NETLINK, unix.NETLINK_GET_STRICT_CHK, 1)
 	return &bridges{handle: h, sockets: map[int]*nl.SocketHandle{unix.NETLINK_ROUTE: {Socket: s}}, pinned: make(map[int]bool)}, nil
 }
 
@@ -82,12 +89,15 @@ type tap struct {
 	file *os.File
 }
 
-// attach makes a tap for the user uid and brings it up on the bridge.
-func (b *bridges) attach(bridge *netlink.Bridge, uid int, alias string) (_ *tap, err error) {
+// attach makes a tap for the user uid, with a number if nobody has it, and brings it up on the bridge.
+func (b *bridges) attach(bridge *netlink.Bridge, uid, number int, alias string) (_ *tap, err error) {
 	if err := b.pin(bridge); err != nil {
 		return nil, err
 	}
-	t, err := openTap(uid)
+	t, err := openTap(tapPrefix+strconv.Itoa(number), uid)
+	if errors.Is(err, unix.EBUSY) {
+		t, err = openTap(tapPattern, uid)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -141,15 +151,15 @@ func (b *bridges) change(name string) change {
 	return c
 }
 
-// openTap makes a tap that ends with its descriptor.
-func openTap(uid int) (*tap, error) {
+// openTap makes a tap that ends with its descriptor. That its name is taken is [unix.EBUSY].
+func openTap(name string, uid int) (*tap, error) {
 	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, fmt.Errorf("open /dev/net/tun: %w", err)
 	}
-	req, err := unix.NewIfreq(tapPattern)
+	req, err := unix.NewIfreq(name)
 	if err == nil {
-		req.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI)
+		req.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_TUN_EXCL)
 		err = unix.IoctlIfreq(fd, unix.TUNSETIFF, req)
 	}
 	if err == nil {

@@ -23,13 +23,13 @@ func (s *Service) keepDeadlines(ctx context.Context) error {
 		next := s.now().Add(s.config.Sweep)
 		for _, h := range s.heads.All() {
 			for _, d := range h.GetDeployments() {
-				due := d.GetDeadline().AsTime()
+				underway := d.GetState() == fulmarv1.State_STATE_UNDERWAY // most are not, and this runs at each change of any
 				switch {
-				case d.GetState() == fulmarv1.State_STATE_UNDERWAY && due.After(s.now()):
-					if due.Before(next) {
+				case underway && d.GetDeadline().AsTime().After(s.now()):
+					if due := d.GetDeadline().AsTime(); due.Before(next) {
 						next = due
 					}
-				case d.GetState() == fulmarv1.State_STATE_UNDERWAY, d.GetState() == fulmarv1.State_STATE_CONDEMNED && d.GetExpired() != "":
+				case underway, d.GetState() == fulmarv1.State_STATE_CONDEMNED && d.GetExpired() != "":
 					if err := s.expire(ctx, h.GetStack(), d.GetGeneration()); err != nil {
 						s.bus.Log.Warn("deadline was not kept yet", "deployment", messages.DeploymentName(h.GetStack(), d.GetGeneration()), "err", err)
 						next = s.now().Add(bus.RetryDelay(8))
