@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -20,6 +21,7 @@ import (
 const (
 	floorBridge  = "floor0"
 	floorGateway = "10.81.0.1"
+	floorPrefix  = "/16"
 	ticks        = 100             // a second, of /proc/PID/stat
 	settle       = 3 * time.Second // for what the deployments before have left to do
 )
@@ -56,9 +58,6 @@ func (m *measure) floors(ctx context.Context) error {
 		}
 	}
 	fmt.Println()
-	if link, err := netlink.LinkByName(floorBridge); err == nil {
-		return netlink.LinkDel(link)
-	}
 	return nil
 }
 
@@ -87,9 +86,9 @@ func (m *measure) bareExec(ctx context.Context, i int) (time.Duration, error) {
 	if err := floorTap(tap); err != nil {
 		return 0, err
 	}
-	address := netip.AddrFrom4([4]byte{10, 81, 0, byte(2 + i%250)})
+	address := netip.AddrFrom4([4]byte{10, 81, byte(i / 250), byte(2 + i%250)}) // not one that the kernel knows already
 	cmd := exec.CommandContext(ctx, filepath.Join(m.lab.Bin, "fulmar-spt"), "--mem="+strconv.Itoa(memory), "--net:service="+tap, "--", m.image,
-		"--ipv4="+address.String()+"/24", "--ipv4-gateway="+floorGateway)
+		"--ipv4="+address.String()+floorPrefix, "--ipv4-gateway="+floorGateway)
 	begin := time.Now()
 	if err := cmd.Start(); err != nil {
 		return 0, err
@@ -120,7 +119,7 @@ func floorTap(name string) error {
 		if bridge, err = netlink.LinkByName(floorBridge); err != nil {
 			return err
 		}
-		address, err := netlink.ParseAddr(floorGateway + "/24")
+		address, err := netlink.ParseAddr(floorGateway + floorPrefix)
 		if err != nil {
 			return err
 		}
@@ -130,6 +129,7 @@ func floorTap(name string) error {
 		if err := netlink.LinkSetUp(bridge); err != nil {
 			return err
 		}
+		return errors.Join(keepUp(bridge), floorTap(name))
 	}
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = name
@@ -143,33 +143,40 @@ func floorTap(name string) error {
 	return netlink.LinkSetUp(tap)
 }
 
-// idle measures what `fulmar up`, with the bus, the host and all services in it, costs while nothing happens.
-func (m *measure) idle(ctx context.Context) error {
-	if err := m.fill(ctx, m.config.IdleLive); err != nil {
+// keepUp gives a bridge a port for good: one that gets its first port takes a while to be up again, as no bridge with
+// anything live on it does.
+func keepUp(bridge netlink.Link) error {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.MasterIndex = "floor-up", bridge.Attrs().Index
+	port := &netlink.Veth{LinkAttrs: attrs, PeerName: "floor-peer"}
+	if err := netlink.LinkAdd(port); err != nil {
 		return err
 	}
-	fmt.Printf("## Idle\n\n")
-	if err := pause(ctx, settle); err != nil {
+	peer, err := netlink.LinkByName(port.PeerName)
+	if err != nil {
 		return err
+	}
+	return errors.Join(netlink.LinkSetUp(port), netlink.LinkSetUp(peer))
+}
+
+// idle measures what `fulmar up`, with the bus, the host and all services in it, costs while nothing happens.
+func (m *measure) idle(ctx context.Context) (string, error) {
+	if err := pause(ctx, settle); err != nil {
+		return "", err
 	}
 	before, err := cpuTime(m.up)
 	if err != nil {
-		return err
+		return "", err
 	}
 	if err := pause(ctx, time.Duration(m.config.IdleTime)*time.Second); err != nil {
-		return err
+		return "", err
 	}
 	after, err := cpuTime(m.up)
 	if err != nil {
-		return err
+		return "", err
 	}
 	memory, err := resident(m.up)
-	if err != nil {
-		return err
-	}
-	fmt.Printf("%d instances live, `fulmar up` (bus, host and all services in one process) over %d s: %.2f %% of one core, %d MB resident\n\n",
-		len(m.stacks), m.config.IdleTime, 100*(after-before).Seconds()/float64(m.config.IdleTime), memory>>20)
-	return nil
+	return fmt.Sprintf("| %d | %.2f %% | %d MB |\n", len(m.stacks), 100*(after-before).Seconds()/float64(m.config.IdleTime), memory>>20), err
 }
 
 // pause lets time pass.

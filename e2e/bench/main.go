@@ -28,11 +28,10 @@ const port = 8080
 
 type config struct {
 	Updates   int   `default:"100" help:"Updates that are measured with each number of instances live."`
-	Live      []int `default:"10,200,1000" help:"Instances that are live beside it."`
+	Live      []int `default:"10,100,200,1000" help:"Instances that are live beside it."`
 	Switches  int   `default:"100" help:"Updates under load."`
 	Rate      int   `default:"500" help:"New connections a second of the load."`
-	IdleLive  int   `default:"100" help:"Instances that are live in the idle part."`
-	IdleTime  int   `default:"30" help:"Seconds of the idle part."`
+	IdleTime  int   `default:"30" help:"Seconds of the idle part, with each number of instances live."`
 	FloorRuns int   `default:"100" help:"Runs of each floor."`
 }
 
@@ -91,9 +90,9 @@ func (c config) run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	m := &measure{config: c, lab: l, bus: b, image: image, digest: digest, up: up.Pid(), events: events}
+	m := &measure{config: c, lab: l, bus: b, events: events, image: image, digest: digest, up: up.Pid()}
 	fmt.Printf("%s\n\n", machine())
-	for _, part := range []func(context.Context) error{m.floors, m.published, m.idle, m.underLoad, m.clean} {
+	for _, part := range []func(context.Context) error{m.floors, m.published, m.underLoad, m.clean} {
 		if err := part(ctx); err != nil {
 			return err
 		}
@@ -116,7 +115,7 @@ func (m *measure) underLoad(ctx context.Context) error {
 		ends = append(ends, r)
 	}
 	result := load.Stop()
-	fmt.Printf("## %d updates under %d new connections a second\n\n", m.config.Switches, m.config.Rate)
+	fmt.Printf("## %d updates under %d new connections a second, beside %d live instances\n\n", m.config.Switches, m.config.Rate, len(m.stacks))
 	fmt.Printf("requests %d, failed %d %v; request to published: median %s, p99 %s; slowest answer %s\n\n",
 		result.Requests, result.Failed, result.Errors, ms(quantile(totals(ends), .5)), ms(quantile(totals(ends), .99)), ms(result.Slowest))
 	return nil

@@ -9,10 +9,12 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	"github.com/vishvananda/netlink"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 
@@ -32,11 +34,11 @@ type measure struct {
 	config config
 	lab    *lab.Lab
 	bus    *bus.Bus
+	events jetstream.Stream
 	image  string // file
 	digest string
 	up     int // pid of fulmar up
 	stacks []string
-	events jetstream.Stream
 }
 
 // run is one deployment, timed.
@@ -146,43 +148,89 @@ func (m *measure) fill(ctx context.Context, live int) error {
 	return nil
 }
 
-// published measures updates of one stack beside more and more live ones.
+// published measures updates of one stack beside more and more live ones, and what it costs to have these.
 func (m *measure) published(ctx context.Context) error {
 	fmt.Printf("## Request to published\n\n| live | updates | median | p99 |")
 	for _, v := range order {
 		fmt.Printf(" %s |", v)
 	}
-	fmt.Printf("\n|---|---|---|---|---|---|---|---|---|---|\n")
-	for _, live := range m.config.Live {
+	fmt.Printf(" bare exec | heard |\n|---|---|---|---|---|---|---|---|---|---|---|---|\n")
+	var idle strings.Builder
+	for i, live := range m.config.Live {
 		if err := m.fill(ctx, live); err != nil {
 			return err
 		}
-		var runs []run
-		for i := range m.config.Updates {
-			r, err := m.deploy(ctx, "web", fmt.Sprintf("%d-%d", live, i), port)
-			if err != nil {
-				return err
-			}
-			if err := m.alone(ctx, "web"); err != nil {
-				return err
-			}
-			if i > 0 { // the first one replaces nothing
-				runs = append(runs, r)
-			}
+		if err := m.beside(ctx, i); err != nil {
+			return err
 		}
-		fmt.Printf("| %d | %d | %s | %s |", live, len(runs), ms(quantile(totals(runs), .5)), ms(quantile(totals(runs), .99)))
-		for _, v := range order {
-			fmt.Printf(" %s |", ms(quantile(step(runs, v), .5)))
+		line, err := m.idle(ctx)
+		if err != nil {
+			return err
 		}
-		slowest := slices.MaxFunc(runs, func(a, b run) int { return cmp.Compare(a.total, b.total) })
-		fmt.Printf("\n| | slowest | %s | |", ms(slowest.total))
-		for _, v := range order {
-			fmt.Printf(" %s |", ms(slowest.steps[v]))
-		}
-		fmt.Println()
+		idle.WriteString(line)
 	}
-	fmt.Printf("\nThe steps are medians, and those of the slowest update.\n\n")
+	fmt.Printf("\nThe steps are medians, and those of the slowest update. A bare exec, as in the floors, followed each update: its median shows how busy the machine was just then. "+
+		"Heard is how many frames each update sent to an idle unikernel, and woke it with.\n\n"+
+		"## Idle\n\nWhat `fulmar up` (bus, host and all services in one process) costs over %d s in which nothing happens but health checks:\n\n"+
+		"| live | of one core | resident |\n|---|---|---|\n%s\n", m.config.IdleTime, idle.String())
 	return nil
+}
+
+// beside measures updates beside the stacks that are live, in round i.
+func (m *measure) beside(ctx context.Context, i int) error {
+	var runs []run
+	var execs []time.Duration
+	before, err := heard(m.stacks[0])
+	if err != nil {
+		return err
+	}
+	for n := range m.config.Updates {
+		r, err := m.deploy(ctx, "web", fmt.Sprintf("%d-%d", i, n), port)
+		if err != nil {
+			return err
+		}
+		if err := m.alone(ctx, "web"); err != nil {
+			return err
+		}
+		if n > 0 { // the first one replaces nothing
+			runs = append(runs, r)
+		}
+		took, err := m.bareExec(ctx, m.config.FloorRuns+i*m.config.Updates+n)
+		if err != nil {
+			return err
+		}
+		execs = append(execs, took)
+	}
+	after, err := heard(m.stacks[0])
+	if err != nil {
+		return err
+	}
+	fmt.Printf("| %d | %d | %s | %s |", len(m.stacks), len(runs), ms(quantile(totals(runs), .5)), ms(quantile(totals(runs), .99)))
+	for _, v := range order {
+		fmt.Printf(" %s |", ms(quantile(step(runs, v), .5)))
+	}
+	fmt.Printf(" %s | %.1f |\n", ms(quantile(execs, .5)), float64(after-before)/float64(m.config.Updates))
+	slowest := slices.MaxFunc(runs, func(a, b run) int { return cmp.Compare(a.total, b.total) })
+	fmt.Printf("| | slowest | %s | |", ms(slowest.total))
+	for _, v := range order {
+		fmt.Printf(" %s |", ms(slowest.steps[v]))
+	}
+	fmt.Printf(" | |\n")
+	return nil
+}
+
+// heard is how many frames the unikernel of a stack has read from its tap.
+func heard(stack string) (uint64, error) {
+	links, err := netlink.LinkList()
+	if err != nil {
+		return 0, fmt.Errorf("list the links: %w", err)
+	}
+	for _, l := range links {
+		if strings.HasPrefix(l.Attrs().Alias, ":"+stack+".") {
+			return l.Attrs().Statistics.TxPackets, nil
+		}
+	}
+	return 0, fmt.Errorf("stack %s has no tap", stack)
 }
 
 // alone waits until what a deployment replaced is retired, so that the next one is measured by itself.
@@ -207,7 +255,7 @@ func (m *measure) alone(ctx context.Context, stack string) error {
 // clean retires everything and sees that nothing is left behind.
 func (m *measure) clean(ctx context.Context) error {
 	for _, stack := range append(m.stacks, "web") {
-		if _, err := m.lab.Fulmar(ctx, "retire", stack, "--detach"); err != nil {
+		if _, err := m.bus.Request(ctx, fulmarv1.Kind_KIND_RETIRE, stack, nil); err != nil {
 			return err
 		}
 	}
