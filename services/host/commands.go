@@ -179,6 +179,10 @@ func (s *Service) replace(e *entry, r record, image loaded) error {
 	}
 	defer s.rebook(r.Name, e)
 	if e.inst != nil {
+		defer s.dropImage(r.Digest) // start keeps it for itself
+		if err := s.keepImage(r.Digest, image.bytes); err != nil { // such as a full disk, before anything is stopped
+			return fmt.Errorf("could not create unikernel: %w", err)
+		}
 		if err := s.stop(e.inst); err != nil {
 			return fmt.Errorf("could not stop unikernel: %w", err)
 		}

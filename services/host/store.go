@@ -183,7 +183,7 @@ func (s *store) saveHandle(name albatross.Name, h handle) error {
 		err = os.Rename(temp, s.path("processes", fileName(name)))
 	}
 	if err != nil {
-		return fmt.Errorf("write process of %s: %w", name, err)
+		return errors.Join(fmt.Errorf("write process of %s: %w", name, err), removeFile(temp))
 	}
 	return nil
 }
