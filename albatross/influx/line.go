@@ -134,7 +134,7 @@ func (l *lines) network(i albatross.Interface) {
 // escape writes what stands in a tag or a key. A line break cannot be escaped, and a backslash before what is escaped would
 // take that away.
 func escape(s string) string {
-	if strings.IndexAny(s, ", =\n\r\\") < 0 {
+	if !strings.ContainsAny(s, ", =\n\r\\") {
 		return s
 	}
 	return escapes().Replace(s)

@@ -164,9 +164,9 @@ func (s *Sink) deliver(ctx, longer context.Context, batch chunk) bool {
 
 // settle logs what is wrong when it begins, and when it ends.
 func (s *Sink) settle(trouble string, err error) {
-	switch {
-	case trouble == s.trouble:
-	case trouble == "":
+	switch trouble {
+	case s.trouble:
+	case "":
 		s.cfg.Log.Info("lines were sent to influx again")
 	default:
 		s.cfg.Log.Warn("lines were not sent to influx", "trouble", trouble, "err", err)

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -89,7 +90,7 @@ func value(m *dto.Metric) float64 {
 	return m.GetGauge().GetValue()
 }
 
-// until asks again and again.
+// eventually asks again and again.
 func (w *world) eventually(what string, holds func() bool) {
 	w.t.Helper()
 	ctx, cancel := context.WithTimeout(w.t.Context(), patient)
@@ -229,26 +230,32 @@ func TestStatisticsAreAskedForInBothForms(t *testing.T) {
 
 func TestADaemonWithoutStatisticsIsNoFault(t *testing.T) {
 	w := newWorld(t)
-	bare := filepath.Join(w.dir, "bare")
-	if err := os.MkdirAll(filepath.Join(bare, "util"), 0o700); err != nil {
-		t.Fatal(err)
-	}
-	link := func(socket string) {
-		t.Helper()
-		if err := os.Symlink(filepath.Join(w.dir, "run", socket), filepath.Join(bare, socket)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	link(albatross.VMMDSocket)
-	link(albatross.ConsoleSocket)
+	bare := w.bare()
 	w.vmm(func(c *vmm.Config) { c.Dir = bare })
 	live := w.live("web.web.4")
 	w.start(w.leased(4, "wait"))
 	if all, err := w.bus.Stats(t.Context(), "h1", &fulmarv1.StatsRequest{}); err != nil || len(all) != 0 {
 		t.Errorf("statistics: %v, %v; want none", all, err)
 	}
-	link(albatross.StatsSocket)
+	if err := os.Symlink(filepath.Join(w.dir, "run", albatross.StatsSocket), filepath.Join(bare, albatross.StatsSocket)); err != nil {
+		t.Fatal(err)
+	}
 	w.sample(live, func(*fulmarv1.Stats) bool { return true })
+}
+
+// bare is a run directory with the daemon's sockets but for that of statistics.
+func (w *world) bare() string {
+	w.t.Helper()
+	dir := filepath.Join(w.dir, "bare")
+	if err := os.MkdirAll(filepath.Join(dir, "util"), 0o700); err != nil {
+		w.t.Fatal(err)
+	}
+	for _, socket := range []string{albatross.VMMDSocket, albatross.ConsoleSocket} {
+		if err := os.Symlink(filepath.Join(w.dir, "run", socket), filepath.Join(dir, socket)); err != nil {
+			w.t.Fatal(err)
+		}
+	}
+	return dir
 }
 
 // teller is a daemon's statistics socket that tells what a test wants, to one subscriber after the other.
@@ -283,15 +290,7 @@ func teller(t *testing.T, dir string, tell func(net.Conn)) {
 // A real daemon tells of everything below the path, names devices by their bridges, and throws out who subscribed before.
 func TestWhatARealDaemonTells(t *testing.T) {
 	w := newWorld(t)
-	bare := filepath.Join(w.dir, "bare")
-	if err := os.MkdirAll(filepath.Join(bare, "util"), 0o700); err != nil {
-		t.Fatal(err)
-	}
-	for _, socket := range []string{albatross.VMMDSocket, albatross.ConsoleSocket} {
-		if err := os.Symlink(filepath.Join(w.dir, "run", socket), filepath.Join(bare, socket)); err != nil {
-			t.Fatal(err)
-		}
-	}
+	bare := w.bare()
 	round := int64(0)
 	teller(t, bare, func(conn net.Conn) {
 		round++
@@ -348,6 +347,39 @@ func TestWhatARealDaemonTells(t *testing.T) {
 		if !lines.Scan() || !strings.HasPrefix(lines.Text(), want) {
 			t.Errorf("line for influx is %q, %v; want %s...", lines.Text(), lines.Err(), want)
 		}
+	}
+}
+
+// What nobody tells any more is not known: the last that was told would look as if it went on.
+func TestSeriesGoWithTheDaemonsStatistics(t *testing.T) {
+	w := newWorld(t)
+	bare := w.bare()
+	cut, rounds := make(chan struct{}), 0
+	teller(t, bare, func(conn net.Conn) {
+		if rounds++; rounds > 1 {
+			_, _ = conn.Read(make([]byte, 1)) // until it is not wanted any more
+			return
+		}
+		n, err := albatross.ParseName("web.web.1")
+		if err != nil {
+			t.Error(err)
+		}
+		_ = albatross.WriteData(conn, n, albatross.Stats{})
+		<-cut
+	})
+	end := sync.OnceFunc(func() { close(cut) })
+	t.Cleanup(end)
+	live := w.live("web.web.1")
+	w.create("web.web.1", "wait")
+	w.vmm(func(c *vmm.Config) { c.Dir = bare })
+	w.sample(live, func(*fulmarv1.Stats) bool { return true })
+	if len(w.series()) == 0 {
+		t.Error("there are no series")
+	}
+	end()
+	w.eventually("there are no series", func() bool { return len(w.series()) == 0 })
+	if all, err := w.bus.Stats(t.Context(), "h1", &fulmarv1.StatsRequest{}); err != nil || len(all) != 1 {
+		t.Errorf("what was told before: %v, %v", all, err)
 	}
 }
 
