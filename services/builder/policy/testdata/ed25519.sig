@@ -1,0 +1,1 @@
+B6g3cEliD/eLi6fyfCYpeX+zVunFrShY9EUS5rBOmjFTN3rVfZ8WNzKNb5XyDAuyshk/reEOob6VdoWE9ygWDQ==
