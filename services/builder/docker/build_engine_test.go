@@ -3,6 +3,7 @@ package docker_test
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"fmt"
 	"os"
 	"os/exec"
@@ -33,7 +34,7 @@ func TestBuildKitIsTakenUnlessABuildHasLimits(t *testing.T) {
 func TestTheLimitsOfABuildHold(t *testing.T) {
 	s := newSite(t, "")
 	dockerfile := "FROM " + base + "\nRUN cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/cpu.max /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/cpu/cpu.cfs_quota_us; true\n"
-	r, id, err := s.try(t, t.Context(), docker.Build{Memory: 64 << 20, MilliCPUs: 1500}, dockerfile)
+	r, id, err := s.try(t, docker.Build{Memory: 64 << 20, MilliCPUs: 1500}, dockerfile)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -52,7 +53,7 @@ func TestTwoBuildsOfTheSameImageHaveItEach(t *testing.T) {
 		text := dockertest.File{Name: "text", Body: []byte(t.Name())}
 		var ids []string
 		for range 2 {
-			_, id, err := s.try(t, t.Context(), docker.Build{Builder: builder}, dockerfile, text)
+			_, id, err := s.try(t, docker.Build{Builder: builder}, dockerfile, text)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -86,7 +87,7 @@ func TestWhatTheClassicBuilderKeepsIsBounded(t *testing.T) {
 	var sizes []int
 	for i := range 3 {
 		dockerfile := fmt.Sprintf("FROM %s AS a\nRUN echo %d > /a\nFROM %s\nCOPY --from=a /a /unikernel\nRUN touch /b\n", base, i, base)
-		_, id, err := s.try(t, t.Context(), docker.Build{Builder: docker.Classic}, dockerfile)
+		_, id, err := s.try(t, docker.Build{Builder: docker.Classic}, dockerfile)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -105,14 +106,14 @@ func TestWhatTheClassicBuilderKeepsIsBounded(t *testing.T) {
 
 func TestAFailureKeepsTheLayersBeforeIt(t *testing.T) {
 	s := newSite(t, "")
-	dockerfile := "FROM " + base + "\nRUN echo " + t.Name() + "\nRUN exit "
-	if _, _, err := s.try(t, t.Context(), docker.Build{Builder: docker.Classic}, dockerfile+"1\n"); err == nil {
+	dockerfile := "FROM " + base + "\nRUN echo " + rand.Text() + "\nRUN exit "
+	if _, _, err := s.try(t, docker.Build{Builder: docker.Classic}, dockerfile+"1\n"); err == nil {
 		t.Fatal("the build did not fail")
 	}
 	if left := s.left(t); len(left) != 0 {
 		t.Errorf("images are left: %v", left)
 	}
-	r, id, err := s.try(t, t.Context(), docker.Build{Builder: docker.Classic}, dockerfile+"0\n")
+	r, id, err := s.try(t, docker.Build{Builder: docker.Classic}, dockerfile+"0\n")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -126,7 +127,7 @@ func TestAFailureKeepsTheLayersBeforeIt(t *testing.T) {
 func TestSweepRemovesWhatWasNotDiscarded(t *testing.T) {
 	builders(t, func(t *testing.T, builder docker.Builder) {
 		s := newSite(t, "")
-		if _, _, err := s.try(t, t.Context(), docker.Build{Builder: builder}, "FROM "+base+"\nRUN echo "+t.Name()+" > /x\n"); err != nil {
+		if _, _, err := s.try(t, docker.Build{Builder: builder}, "FROM "+base+"\nRUN echo "+t.Name()+" > /x\n"); err != nil {
 			t.Fatal(err)
 		}
 		if left := s.left(t); len(left) != 1 {
@@ -224,7 +225,7 @@ func TestAnEngineThatIsKilledInABuildIsWorthAnotherTry(t *testing.T) {
 			t.Error(err)
 		}
 		own.Restart(t)
-		_, id, err := s.try(t, t.Context(), docker.Build{Builder: builder}, "FROM "+base+"\nRUN echo "+t.Name()+" > /unikernel\n")
+		_, id, err := s.try(t, docker.Build{Builder: builder}, "FROM "+base+"\nRUN echo "+t.Name()+" > /unikernel\n")
 		if err != nil {
 			t.Fatalf("after the restart: %v", err)
 		}
@@ -247,7 +248,7 @@ func TestAnEngineThatIsKilledInABuildIsWorthAnotherTry(t *testing.T) {
 func TestABaseImageThatNobodyHas(t *testing.T) {
 	builders(t, func(t *testing.T, builder docker.Builder) {
 		s := newSite(t, "")
-		_, _, err := s.try(t, t.Context(), docker.Build{Builder: builder}, "FROM 127.0.0.1:1/absent:1\n")
+		_, _, err := s.try(t, docker.Build{Builder: builder}, "FROM 127.0.0.1:1/absent:1\n")
 		wantRetry(t, err, "connection refused") // the registry may come back
 		s.quiet(t, "sleep")
 	})
@@ -256,7 +257,7 @@ func TestABaseImageThatNobodyHas(t *testing.T) {
 func TestPruneCacheKeepsWhatItIsTold(t *testing.T) {
 	own := dockertest.Start(t) // an engine has one such store, and other tests use it
 	s := newSite(t, own.Host())
-	_, id, err := s.try(t, t.Context(), docker.Build{Builder: docker.BuildKit}, "FROM "+base+"\nRUN echo "+t.Name()+" > /unikernel\n")
+	_, id, err := s.try(t, docker.Build{Builder: docker.BuildKit}, "FROM "+base+"\nRUN echo "+t.Name()+" > /unikernel\n")
 	if err != nil {
 		t.Fatal(err)
 	}

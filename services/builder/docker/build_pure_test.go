@@ -54,7 +54,7 @@ func TestProgressBecomesLines(t *testing.T) {
 		}
 	}
 	want := []string{
-		"[2/3] RUN make [31m", "  half a line", "  whole", "  no end", "[2/3] RUN make [31m: done in 1.5s", "[1/3] FROM x", "[1/3] FROM x: cached",
+		"[2/3] RUN make", "  half a line", "  whole", "  no end", "[2/3] RUN make: done in 1.5s", "[1/3] FROM x", "[1/3] FROM x: cached",
 		"[3/3] RUN false", "[3/3] RUN false: failed: exit code: 1",
 	}
 	if diff := cmp.Diff(want, got); diff != "" || p.failed != "[3/3] RUN false" {

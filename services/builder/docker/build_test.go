@@ -3,6 +3,7 @@ package docker_test
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"errors"
 	"io"
 	"os"
@@ -135,10 +136,10 @@ func (s *site) kept(t *testing.T) (kept []string) {
 }
 
 // try builds a Dockerfile with some files beside it.
-func (s *site) try(t *testing.T, ctx context.Context, b docker.Build, dockerfile string, files ...dockertest.File) (*recorder, string, error) {
+func (s *site) try(t *testing.T, b docker.Build, dockerfile string, files ...dockertest.File) (*recorder, string, error) {
 	t.Helper()
 	r := &recorder{}
-	id, err := s.Build(ctx, with(b), archive(t, dockerfile, files...), r.log)
+	id, err := s.Build(t.Context(), with(b), archive(t, dockerfile, files...), r.log)
 	return r, id, err
 }
 
@@ -184,25 +185,26 @@ func TestABuildGivesAnImageAndItsLog(t *testing.T) {
 		dockerfile := "FROM " + base + " AS build\nARG NAME=nobody\nCOPY text /src/text\nRUN cat /src/text && echo $NAME && cp /src/text /result && echo -n no end\n" +
 			"FROM scratch AS last\nCOPY --from=build /result /unikernel\nFROM scratch AS other\nCOPY text /other\n"
 		b := docker.Build{Builder: builder, Args: map[string]string{"NAME": "jo"}, Target: "last"}
-		text := dockertest.File{Name: "text", Body: []byte(t.Name() + "\n")}
-		r, id, err := s.try(t, t.Context(), b, dockerfile, text)
+		word := rand.Text() // that no earlier run has cached
+		text := dockertest.File{Name: "text", Body: []byte(word + "\n")}
+		r, id, err := s.try(t, b, dockerfile, text)
 		if err != nil {
 			t.Fatalf("Build: %v\n%s", err, r)
 		}
-		if diff := cmp.Diff([]string{"started", t.Name(), "jo", "no end", "done"}, r.of("RUN cat")); diff != "" {
+		if diff := cmp.Diff([]string{"started", word, "jo", "no end", "done"}, r.of("RUN cat")); diff != "" {
 			t.Errorf("the log of the command is wrong (-want +got):\n%s\n%s", diff, r)
 		}
-		if got := s.file(t, id, "/unikernel"); got != t.Name()+"\n" {
+		if got := s.file(t, id, "/unikernel"); got != word+"\n" {
 			t.Errorf("the file in the image is %q", got)
 		}
-		r, again, err := s.try(t, t.Context(), b, dockerfile, text)
+		r, again, err := s.try(t, b, dockerfile, text)
 		if err != nil {
 			t.Fatal(err)
 		}
 		if diff := cmp.Diff([]string{"started", "cached"}, r.of("RUN cat")); diff != "" {
 			t.Errorf("the same again is not cached (-want +got):\n%s\n%s", diff, r)
 		}
-		if got := s.file(t, again, "/unikernel"); got != t.Name()+"\n" {
+		if got := s.file(t, again, "/unikernel"); got != word+"\n" {
 			t.Errorf("the file in the image is %q", got)
 		}
 		if left := s.left(t); len(left) != 0 {
@@ -223,7 +225,7 @@ func TestADockerfileThatFailsIsRefused(t *testing.T) {
 			"FROM " + base + "\nNONSENSE\n":                                        "unknown instruction: NONSENSE",
 			"":                                                                     "",
 		} {
-			r, _, err := s.try(t, t.Context(), docker.Build{Builder: builder}, dockerfile)
+			r, _, err := s.try(t, docker.Build{Builder: builder}, dockerfile)
 			if refusal, ok := messages.AsRefusal(err); !ok || refusal.Code != fulmarv1.ReasonCode_REASON_CODE_BUILD || !strings.Contains(err.Error(), want) {
 				t.Errorf("Build of %q = %v, want that it is refused with %q", dockerfile, err, want)
 			}

@@ -2,6 +2,7 @@ package docker
 
 import (
 	"bytes"
+	"regexp"
 	"strings"
 	"unicode"
 )
@@ -37,12 +38,15 @@ func (l *lines) end(each func(string)) {
 	l.partial = l.partial[:0]
 }
 
+// escape is a sequence that colours a terminal: the classic builder puts them around what goes to standard error.
+var escape = regexp.MustCompile("\x1b\\[[0-9;]*[A-Za-z]")
+
 // plain makes text harmless for a terminal.
 func plain(text string) string {
 	return strings.Map(func(r rune) rune {
-		if r == '\t' || unicode.IsControl(r) {
+		if unicode.IsControl(r) {
 			return ' '
 		}
 		return r
-	}, strings.ToValidUTF8(text, "?"))
+	}, strings.ToValidUTF8(escape.ReplaceAllString(text, ""), "?"))
 }

@@ -30,7 +30,7 @@ const (
 )
 
 // plain are the paths that mean themselves to COPY: no pattern, no variable, no space.
-var plain = regexp.MustCompile(`^[A-Za-z0-9_./+@,=-]+$`)
+var plain = regexp.MustCompile(`^[A-Za-z0-9_./][A-Za-z0-9_./+@,=-]*$`)
 
 // Options are what a builder adds to a recipe.
 type Options struct {
@@ -105,6 +105,7 @@ func (f *file) tools(base string, packages ...string) {
 	f.line("USER 1000:1000")
 	f.line("ENV OPAMYES=1 OPAMCONFIRMLEVEL=unsafe-yes DUNE_CACHE=enabled DUNE_CACHE_TRANSPORT=direct DUNE_CACHE_STORAGE_MODE=copy DUNE_CACHE_DUPLICATION=copy")
 	f.line("RUN sudo apt-get update && sudo apt-get install -y m4 pkg-config")
+	f.line("RUN mkdir -p %s %s", downloads, dune) // or the mounts would make them, and what they lie in, for root
 	if c := f.recipe.GetOpamRepository(); c != "" {
 		f.line("RUN cd %s/opam-repository && git fetch origin %s && git reset --hard %s && opam update", home, c, c)
 	}
@@ -137,7 +138,7 @@ func (f *file) configure(options ...string) {
 
 // run adds a command that no shell reads.
 func (f *file) run(args ...string) {
-	text, _ := json.Marshal(args) // strings always can be
+	text, _ := json.Marshal(args) // strings always can be; it writes < as a number, so that nothing looks like a here-document
 	f.line("RUN %s%s", f.mounts(), text)
 }
 
