@@ -29,7 +29,8 @@ func (c *Client) Subscribe(ctx context.Context, name Name, from ConsoleSubscribe
 }
 
 // SubscribeStats gives the statistics of a unikernel to f as they are gathered, until the daemon closes the connection (then it
-// returns nil), f returns an error, or the context ends. A second subscriber throws out the first.
+// returns nil), f returns an error, or the context ends. A real daemon throws out the subscriber of a name for the next one. The name that f is
+// given is seen from the path of the one that was asked for.
 func (c *Client) SubscribeStats(ctx context.Context, name Name, f func(Name, Stats) error) error {
 	return c.follow(ctx, StatsSocket, "subscribe to statistics of", name, StatsSubscribe{}, func(w Wire) error {
 		stats, ok := w.Payload.(Stats)
@@ -40,7 +41,20 @@ func (c *Client) SubscribeStats(ctx context.Context, name Name, f func(Name, Sta
 	})
 }
 
-// InactiveConsoles returns the unikernels of a path that do not run and whose lines are still kept.
+// AddStats has a process that is none of the daemon's unikernels watched under a name, for those who subscribe to its statistics. That there is no such
+// process is no error.
+func (c *Client) AddStats(ctx context.Context, name Name, add StatsAdd) error {
+	_, err := c.exchange(ctx, StatsSocket, "add statistics of", name, add)
+	return err
+}
+
+// RemoveStats ends what AddStats began. That nothing is watched under the name is no error.
+func (c *Client) RemoveStats(ctx context.Context, name Name) error {
+	_, err := c.exchange(ctx, StatsSocket, "remove statistics of", name, StatsRemove{})
+	return err
+}
+
+// InactiveConsoles returns the unikernels of a path that do not run and whose lines are still kept, named from there.
 func (c *Client) InactiveConsoles(ctx context.Context, path Path) ([]Name, error) {
 	reply, err := c.exchange(ctx, ConsoleSocket, "list inactive consoles of", path.Name(), ConsoleListInactive{})
 	if err != nil {

@@ -30,6 +30,8 @@ type albatrossCmd struct {
 	Console     albatrossConsoleCmd     `cmd:"" help:"Print what a unikernel prints."`
 	Consoles    albatrossConsolesCmd    `cmd:"" help:"List unikernels that run no more, and whose last lines are kept."`
 	Stats       albatrossStatsCmd       `cmd:"" help:"Print what unikernels use, as it is measured."`
+	StatsAdd    albatrossStatsAddCmd    `cmd:"" name:"stats-add" help:"Watch a process that is no unikernel of the daemon's, too."`
+	StatsRemove albatrossStatsRemoveCmd `cmd:"" name:"stats-remove" help:"Watch it no more."`
 	Influx      albatrossInfluxCmd      `cmd:"" help:"Send what unikernels use to a time series database, as albatross-influx does."`
 	Policy      albatrossPolicyCmd      `cmd:"" help:"List, add and remove policies."`
 	Block       albatrossBlockCmd       `cmd:"" help:"List, add, fill, dump and remove block devices."`

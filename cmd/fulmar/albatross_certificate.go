@@ -101,6 +101,9 @@ func (c *albatrossCertificateCmd) ask(ctx context.Context, e *env, d *target, na
 		return errors.Join(err, e.printBlocks(list))
 	case albatross.ConsoleListInactive:
 		list, err := d.InactiveConsoles(ctx, name.Path())
+		for i := range list {
+			list[i] = name.Path().Join(list[i])
+		}
 		return errors.Join(err, e.printNames(list))
 	}
 	what, err := c.change(ctx, d, name, command)

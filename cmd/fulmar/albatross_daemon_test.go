@@ -16,6 +16,7 @@ type fakeDaemon struct {
 	running  map[albatross.Name]albatross.Config
 	policies map[albatross.Name]albatross.Policy
 	blocks   map[albatross.Name][]byte
+	watched  albatross.StatsAdd
 }
 
 // config is what a unikernel was created from or restarted with.
@@ -92,6 +93,12 @@ func (d *fakeDaemon) answer(conn net.Conn, h albatross.Header, m albatross.Comma
 		reply(albatross.Text("subscribed"))
 		_ = albatross.WriteData(conn, mustParse("hello"), albatross.Stats{Rusage: albatross.Rusage{MaxRSS: 77}})
 		_ = albatross.WriteData(conn, mustParse("hello"), albatross.Stats{Rusage: albatross.Rusage{MaxRSS: 78}})
+	case albatross.StatsAdd:
+		d.watched = m
+		reply(albatross.Text("added"))
+	case albatross.StatsRemove:
+		d.watched = albatross.StatsAdd{}
+		reply(albatross.Text("removed"))
 	case albatross.PolicyAdd:
 		d.policies[h.Name] = m.Policy
 		reply(albatross.Text("added policy"))

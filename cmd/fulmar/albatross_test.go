@@ -210,7 +210,15 @@ func TestAlbatrossCommands(t *testing.T) {
 			}
 			if where == "here" {
 				l.says("removed policy of user:", "policy", "remove", "user")
+				l.says("watched :extra", "stats-add", "extra", "42", "--tap", "service:tap7")
+				want := albatross.StatsAdd{PID: 42, Taps: []albatross.Tap{{Bridge: "service", Tap: "tap7"}}}
+				if diff := cmp.Diff(want, l.daemon.watched); diff != "" {
+					t.Errorf("what is watched (-want +got):\n%s", diff)
+				}
+				l.fails("want NETIF:TAP", "stats-add", "extra", "42", "--tap", "tap7")
+				l.says("watched no more :extra", "stats-remove", "extra")
 			} else {
+				l.fails("an endpoint watches no other", with("stats-add", "extra", "42")...)
 				l.fails("an endpoint removes no policies", with("policy", "remove", "user")...)
 			}
 		})

@@ -179,7 +179,7 @@ func (s *Service) replace(e *entry, r record, image loaded) error {
 	}
 	defer s.rebook(r.Name, e)
 	if e.inst != nil {
-		defer s.dropImage(r.Digest) // start keeps it for itself
+		defer s.dropImage(r.Digest)                                // start keeps it for itself
 		if err := s.keepImage(r.Digest, image.bytes); err != nil { // such as a full disk, before anything is stopped
 			return fmt.Errorf("could not create unikernel: %w", err)
 		}
