@@ -1,6 +1,7 @@
 package builder
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -11,6 +12,7 @@ import (
 	"fulmar/bus"
 	"fulmar/messages"
 	fulmarv1 "fulmar/messages/fulmar/v1"
+	"fulmar/services/builder/policy"
 )
 
 // Surroundings are what a decision about a request may look at.
@@ -20,6 +22,7 @@ type Surroundings struct {
 	Heads    []*fulmarv1.Head             // of all stacks
 	Now      time.Time
 	Fetch    time.Duration // allowed for what comes from elsewhere
+	Policy   *policy.Policy
 }
 
 // Enter decides about a request: it gives the deployment to enter into the head, or a refusal. A request that the head
@@ -133,6 +136,9 @@ func deploy(h *fulmarv1.Head, r bus.Request, m *fulmarv1.DeployRequest, w Surrou
 	}
 	limit := n.GetDeadline().AsDuration()
 	for _, u := range n.GetUnits() {
+		if err := w.Policy.Allow(u.GetImage()); err != nil {
+			return nil, fmt.Errorf("unit %s: %w", u.GetName(), err)
+		}
 		limit += allowance(u.GetImage(), w.Fetch)
 	}
 	return &fulmarv1.HeadDeployment{

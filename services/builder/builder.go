@@ -26,6 +26,7 @@ import (
 	"fulmar/services/builder/credential"
 	"fulmar/services/builder/docker"
 	"fulmar/services/builder/git"
+	"fulmar/services/builder/policy"
 	"fulmar/services/builder/watch"
 )
 
@@ -35,6 +36,7 @@ type Config struct {
 	Credentials credential.Directory // for registries and repositories
 	Engine      *docker.Engine       // for Docker images and builds
 	Git         *git.Client          // for repositories
+	Policy      *policy.Policy       // what is taken; nil: everything
 	Recipes     Recipes              // how builds from Git run
 	MaxImage    int64                // bytes of an image at most
 	Fetch       time.Duration        // for what comes from elsewhere at most: an image, a repository
@@ -113,7 +115,7 @@ func (s *Service) accept(ctx context.Context, r bus.Request) (*fulmarv1.Event, e
 	if err := s.hosts.CaughtUp(ctx); err != nil {
 		return nil, err
 	}
-	w := Surroundings{Networks: s.networks.All(), Hosts: s.hosts.All(), Heads: slices.Collect(maps.Values(s.heads.All())), Now: s.now(), Fetch: s.config.Fetch}
+	w := Surroundings{Networks: s.networks.All(), Hosts: s.hosts.All(), Heads: slices.Collect(maps.Values(s.heads.All())), Now: s.now(), Fetch: s.config.Fetch, Policy: s.config.Policy}
 	var d *fulmarv1.HeadDeployment
 	_, err := s.bus.Heads.Edit(ctx, r.Stack, func(h *fulmarv1.Head) (*fulmarv1.Head, error) {
 		var err error
@@ -153,7 +155,13 @@ func (s *Service) build(ctx context.Context, e *fulmarv1.Event) (messages.Verb, 
 	}
 	wanted, release := s.wanted(ctx, d)
 	defer release()
-	host := s.hosts.Get(d.GetNetwork().GetHost()) // it had reported when the deployment was accepted
+	host := s.hosts.Get(d.GetNetwork().GetHost())
+	if host == nil { // it had reported when the deployment was accepted, but this view has just begun
+		if err := s.hosts.CaughtUp(ctx); err != nil {
+			return "", err
+		}
+		host = s.hosts.Get(d.GetNetwork().GetHost())
+	}
 	d.Content = proto.CloneOf(d.GetContent())
 	d.Units = nil
 	for _, spec := range d.GetContent().GetUnits() {
@@ -173,7 +181,7 @@ func (s *Service) build(ctx context.Context, e *fulmarv1.Event) (messages.Verb, 
 // unit gets the image of a unit into the store, and gives the facts of the unit. With an error these are of its build only.
 func (s *Service) unit(ctx context.Context, d *fulmarv1.Deployment, spec *fulmarv1.UnitSpec, host *fulmarv1.Host) (*fulmarv1.Unit, error) {
 	l := &log{bus: s.bus, stack: d.GetStack(), generation: d.GetGeneration(), unit: spec.GetName(), now: s.now}
-	i, facts, err := s.image(ctx, spec.GetImage(), l)
+	i, facts, err := s.permitted(ctx, d.GetKind(), spec.GetImage(), l)
 	if err != nil {
 		return &fulmarv1.Unit{Name: spec.GetName(), Build: facts}, err
 	}

@@ -4,11 +4,14 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/protobuf/testing/protocmp"
 
 	"fulmar/bus"
+	"fulmar/bus/bustest"
 	"fulmar/messages"
 	fulmarv1 "fulmar/messages/fulmar/v1"
 )
@@ -287,5 +290,35 @@ func TestANetworkThatWasDeletedMeanwhile(t *testing.T) {
 	e, err := s.accept(t.Context(), r)
 	if err != nil || e.GetDeployment().GetNetwork().GetHost() != "host1" {
 		t.Errorf("nobody on its host hears of %v, %v", e, err)
+	}
+}
+
+// TestABuilderThatHasJustBegunWaitsForItsView is handed an accepted deployment before its view of the hosts has any.
+func TestABuilderThatHasJustBegunWaitsForItsView(t *testing.T) {
+	w := newWorld(t)
+	path, _ := w.image(1)
+	before := w.replica()
+	e, err := before.accept(t.Context(), w.requestOf(1, deployKind, "web", deployOf(path)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := New(bustest.Open(t, w.server, bus.Options{Service: "builder"}), w.config(), prometheus.NewRegistry()) // none of its views runs
+	w.background(s.cache.view.Run)
+	built := make(chan error, 1)
+	go func() {
+		verb, err := s.build(t.Context(), e)
+		if err == nil && verb != messages.Built {
+			err = fmt.Errorf("it says %s", verb)
+		}
+		built <- err
+	}()
+	select {
+	case err := <-built:
+		t.Fatalf("it did not wait: %v", err)
+	case <-time.After(100 * time.Millisecond): // long enough for one that does not
+	}
+	w.background(s.hosts.Run)
+	if err := <-built; err != nil {
+		t.Error(err)
 	}
 }

@@ -2,6 +2,7 @@ package builder
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -60,9 +61,15 @@ func (w *world) guest() (body []byte, digest string) {
 	return body, digest
 }
 
-// repository makes a repository of files below the root and gives its URL.
+// repository makes a repository of files below the root and gives its URL. Its Dockerfiles are unlike all others, of which
+// the engine may know the layers.
 func (w *world) repository(name string, files map[string]string) string {
 	w.t.Helper()
+	for file, text := range files {
+		if strings.HasSuffix(file, "Dockerfile") {
+			files[file] = strings.Replace(text, "\n", "\nENV UNIQUE="+rand.Text()+"\n", 1)
+		}
+	}
 	path := filepath.Join(w.root, name)
 	w.git("", "init", "-q", "-b", "main", path)
 	w.commit(name, files)

@@ -10,6 +10,7 @@ import (
 	"fulmar/services/builder/credential"
 	"fulmar/services/builder/docker"
 	"fulmar/services/builder/git"
+	"fulmar/services/builder/policy"
 	"fulmar/services/builder/watch"
 )
 
@@ -23,6 +24,7 @@ type Flags struct {
 	KnownHosts  string        `env:"BUILDER_KNOWN_HOSTS" placeholder:"FILE" help:"Host keys of SSH servers, beside those of the system."`
 	DockerHost  string        `env:"BUILDER_DOCKER_HOST" placeholder:"URL" help:"Docker engine, unix:// or tcp:// (default: DOCKER_HOST with DOCKER_TLS_VERIFY and DOCKER_CERT_PATH, else the engine of this machine)."`
 	ID          string        `name:"builder-id" env:"BUILDER_ID" default:"${host}" help:"Names this builder to its engine. Builders that share an engine have names of their own."`
+	Policy      string        `env:"BUILDER_POLICY" placeholder:"FILE" help:"Policy of sources and signatures, in YAML. Empty: every source is taken, signed or not."`
 	Builds      int           `env:"BUILDER_BUILDS" help:"Builds from Git that run at once (default: one for every two CPUs)."`
 	Network     string        `name:"build-network" env:"BUILDER_NETWORK" placeholder:"none|host" help:"Network of the commands of a build (default: that of the engine)."`
 	MirageBase  string        `name:"mirage-base" env:"BUILDER_MIRAGE_BASE" placeholder:"IMAGE" help:"Base image of MirageOS recipes that name none (default: that of their version of the tool)."`
@@ -34,6 +36,10 @@ type Flags struct {
 func (f Flags) Config(fileRoot string, r prometheus.Registerer) (Config, error) {
 	credentials := credential.Directory(f.Credentials)
 	follow, err := f.Watch.Config(credentials, r)
+	if err != nil {
+		return Config{}, err
+	}
+	allowed, err := policy.Load(f.Policy)
 	if err != nil {
 		return Config{}, err
 	}
@@ -51,7 +57,7 @@ func (f Flags) Config(fileRoot string, r prometheus.Registerer) (Config, error) 
 		f.Builds = max(runtime.NumCPU()/2, 1)
 	}
 	return Config{
-		FileRoot: fileRoot, Credentials: credentials, Engine: engine, Git: repositories,
+		FileRoot: fileRoot, Credentials: credentials, Engine: engine, Git: repositories, Policy: allowed,
 		Recipes:  Recipes{Builds: f.Builds, Network: f.Network, Mirage: f.MirageBase},
 		MaxImage: f.MaxImage, Fetch: f.Fetch, Patience: f.Patience, Watch: follow,
 	}, nil

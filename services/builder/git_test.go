@@ -126,7 +126,7 @@ func TestAnImageIsBuiltFromGit(t *testing.T) {
 func TestABuildThatFailsKeepsItsLog(t *testing.T) {
 	w := newWorld(t)
 	w.programs(w.withEngine())
-	url := w.repository("broken", map[string]string{"Dockerfile": "FROM " + base + "\nRUN echo one; echo two >&2; exit 7\n", "Text.Dockerfile": "FROM " + base + "\nRUN echo text >/unikernel\n", "Bad.Dockerfile": "FORM scratch\n"})
+	url := w.repository("broken", map[string]string{"Dockerfile": "FROM " + base + "\nRUN echo one; echo two; exit 7\n", "Text.Dockerfile": "FROM " + base + "\nRUN echo text >/unikernel\n", "Bad.Dockerfile": "FORM scratch\n"})
 	w.start()
 	for recipe, want := range map[string][]string{
 		`"dockerfile":{}`:                         {"unit web: ", `"one", "two"`, "7", "fulmar logs --build web-"},

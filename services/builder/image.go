@@ -40,14 +40,11 @@ func (i *images) get(ctx context.Context, want string, fetch func(context.Contex
 			return known, nil
 		}
 	}
-	f, err := os.CreateTemp("", "fulmar-image-*")
+	f, err := scratch()
 	if err != nil {
-		return image{}, fmt.Errorf("get an image: %w", err)
+		return image{}, err
 	}
 	defer f.Close()
-	if err := os.Remove(f.Name()); err != nil {
-		return image{}, fmt.Errorf("get an image: %w", err)
-	}
 	if err := fetch(ctx, f); err != nil {
 		return image{}, err
 	}
@@ -56,6 +53,19 @@ func (i *images) get(ctx context.Context, want string, fetch func(context.Contex
 		return image{}, err
 	}
 	return got, i.put(ctx, f, got)
+}
+
+// scratch gives a file that is gone when it is closed.
+func scratch() (*os.File, error) {
+	f, err := os.CreateTemp("", "fulmar-image-*")
+	if err != nil {
+		return nil, fmt.Errorf("get an image: %w", err)
+	}
+	if err := os.Remove(f.Name()); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("get an image: %w", err)
+	}
+	return f, nil
 }
 
 // fetched gives an image that is in the store.
