@@ -207,7 +207,7 @@ func TestABuilderWithoutAnEngineTakesWhatAnotherBuilt(t *testing.T) {
 	api := dockertest.Client(t, "")
 	named := registry.Host + "/www@" + registry.Push(t, api, "www:live", dockertest.File{Name: "unikernel", Body: body})
 	dockertest.RemoveImage(t, api, named)
-	if err := os.WriteFile(filepath.Join(w.held, "ci"), []byte("username=jo\npassword="+secret), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(w.held, "ci"), []byte("host=127.0.0.1\nusername=jo\npassword="+secret), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	request := deployFrom(fmt.Sprintf(`{"docker":{"image":%q,"credential":"ci"}}`, named))

@@ -1,7 +1,8 @@
 // Package credential reads the credentials that a builder holds for registries and repositories: one file each in a
 // directory of the builder, found by its name. Requests, events and logs carry the name only.
 //
-// The invariant it guards: a credential shows nothing of itself, however it is printed or logged.
+// The invariants it guards: a credential shows nothing of itself, however it is printed or logged; and a password goes to
+// no host but those that its file names, whatever a request says.
 package credential
 
 import (
@@ -10,6 +11,7 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -31,6 +33,26 @@ type Credential struct {
 	// Key is the text of a private key, for SSH. Then there is no password, and a user name only if a line before the
 	// key gives one.
 	Key []byte
+	// Hosts are those that it is for, with a port or for all ports. A password is for no other; a key, of which ssh tells
+	// nobody, is for all if there are none.
+	Hosts []string
+}
+
+// For refuses a host that the credential is not for. The host may have a port, as in a URL.
+func (c Credential) For(host string) error {
+	name := host
+	if n, _, err := net.SplitHostPort(host); err == nil {
+		name = n
+	}
+	for _, h := range c.Hosts {
+		if strings.EqualFold(h, host) || strings.EqualFold(h, name) {
+			return nil
+		}
+	}
+	if c.Password == "" && len(c.Hosts) == 0 {
+		return nil
+	}
+	return fmt.Errorf("it is not for %s: its file has no line host=%s", host, name)
 }
 
 // String says nothing of the credential.
@@ -80,7 +102,7 @@ func read(path string) ([]byte, error) {
 	return io.ReadAll(io.LimitReader(f, maxFile+1))
 }
 
-// Parse reads the text of a credential: lines username=... and password=..., empty lines and lines that begin with #;
+// Parse reads the text of a credential: lines username=..., password=... and host=..., of which there may be several, empty lines and lines that begin with #;
 // and from a line that begins with -----BEGIN on, a private key. Its errors quote nothing of the text but the names of
 // fields.
 func Parse(text []byte) (Credential, error) {
@@ -118,12 +140,15 @@ func (c *Credential) set(line string) error {
 	if !ok {
 		return errors.New("it sets no field with =")
 	}
-	to := map[string]*string{"username": &c.Username, "password": &c.Password}[field]
+	to := map[string]*string{"username": &c.Username, "password": &c.Password, "host": new(string)}[field]
 	switch {
 	case to == nil:
-		return errors.New("it sets neither username nor password")
+		return errors.New("it sets none of username, password and host")
 	case value == "":
 		return fmt.Errorf("%s is empty", field)
+	case field == "host":
+		c.Hosts = append(c.Hosts, value)
+		return nil
 	case *to != "":
 		return fmt.Errorf("%s is set twice", field)
 	}

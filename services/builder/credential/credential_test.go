@@ -28,6 +28,7 @@ func TestParse(t *testing.T) {
 		"a comment, empty lines and returns": {"# robot\r\n\r\npassword=p\r\nusername=jo\r\n", credential.Credential{Username: "jo", Password: "p"}},
 		"a private key":                      {key, credential.Credential{Key: []byte(key)}},
 		"a private key without its last end": {strings.TrimSpace(key), credential.Credential{Key: []byte(key)}},
+		"a password for hosts":               {"host=h\nhost=H:1\npassword=p", credential.Credential{Password: "p", Hosts: []string{"h", "H:1"}}},
 		"a private key of a user":            {"username=git\n" + key, credential.Credential{Username: "git", Key: []byte(key)}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -47,7 +48,7 @@ func TestParseRefuses(t *testing.T) {
 		"":                             "neither a password nor a private key",
 		"username=jo":                  "neither a password nor a private key",
 		"secret":                       "line 1: it sets no field with =",
-		"\nsecret=s3cret":              "line 2: it sets neither username nor password",
+		"\nsecret=s3cret":              "line 2: it sets none of username, password and host",
 		"password=s3cret\npassword=b":  "line 2: password is set twice",
 		"password=":                    "line 1: password is empty",
 		"password=s3cret\n" + key:      "both a password and a private key",
@@ -95,6 +96,30 @@ func TestLoad(t *testing.T) {
 		_, err := credential.Directory(c.dir).Load(c.name)
 		if r, ok := messages.AsRefusal(err); !ok || r.Code != c.code || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("Load(%q) = %v, want %v %q", c.name, err, c.code, c.want)
+		}
+	}
+}
+
+func TestAPasswordIsForItsHosts(t *testing.T) {
+	for _, c := range []struct {
+		credential credential.Credential
+		host       string
+		want       bool
+	}{
+		{credential.Credential{Password: "p"}, "h", false},
+		{credential.Credential{Password: "p", Hosts: []string{"g", "h"}}, "h", true},
+		{credential.Credential{Password: "p", Hosts: []string{"h"}}, "H:8443", true},
+		{credential.Credential{Password: "p", Hosts: []string{"h:443"}}, "h:8443", false},
+		{credential.Credential{Password: "p", Hosts: []string{"h:443"}}, "h:443", true},
+		{credential.Credential{Password: "p", Hosts: []string{"h"}}, "h.example", false},
+		{credential.Credential{Password: "p", Hosts: []string{"::1"}}, "[::1]:80", true},
+		{credential.Credential{Key: []byte("k")}, "h", true},
+		{credential.Credential{Key: []byte("k"), Hosts: []string{"g"}}, "h", false},
+		{credential.Credential{}, "h", true},
+	} {
+		err := c.credential.For(c.host)
+		if (err == nil) != c.want || err != nil && strings.Contains(err.Error(), "=p") {
+			t.Errorf("a credential for %q is for %s: %v, want %v", c.credential.Hosts, c.host, err, c.want)
 		}
 	}
 }

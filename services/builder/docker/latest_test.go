@@ -12,7 +12,7 @@ import (
 func TestLatestFollowsATag(t *testing.T) {
 	e, api := world(t, "")
 	registry := dockertest.NewRegistry(t, "jo", "s3cret")
-	jo := credential.Credential{Username: "jo", Password: "s3cret"}
+	jo := credential.Credential{Username: "jo", Password: "s3cret", Hosts: []string{registry.Host}}
 	live := docker.Reference{Image: registry.Host + "/www:live", Credential: jo}
 	for _, text := range []string{"first", "second"} {
 		digest := registry.Push(t, api, "www:live", www(text))
@@ -34,7 +34,7 @@ func TestLatestFollowsATag(t *testing.T) {
 	}
 	for name, r := range map[string]docker.Reference{
 		"with no credential":  {Image: live.Image},
-		"with another one":    {Image: live.Image, Credential: credential.Credential{Username: "jo", Password: "s3cred"}},
+		"with another one":    {Image: live.Image, Credential: credential.Credential{Username: "jo", Password: "s3cred", Hosts: []string{registry.Host}}},
 		"with a key":          {Image: live.Image, Credential: credential.Credential{Key: []byte("-----BEGIN")}},
 		"of no such tag":      {Image: registry.Host + "/www:none", Credential: jo},
 		"of no name":          {Image: "WWW:live", Credential: jo},

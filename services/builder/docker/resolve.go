@@ -124,6 +124,9 @@ func authorization(r Reference, named reference.Named) (string, error) {
 	case c.Username == "" && c.Password == "":
 		return "", nil
 	}
+	if err := c.For(reference.Domain(named)); err != nil {
+		return "", messages.Refuse(fulmarv1.ReasonCode_REASON_CODE_POLICY, "docker image %s: its credential: %w", r.Image, err)
+	}
 	auth, err := registry.EncodeAuthConfig(registry.AuthConfig{Username: c.Username, Password: c.Password, ServerAddress: reference.Domain(named)})
 	if err != nil {
 		return "", fmt.Errorf("encode the credential of %s: %w", reference.Domain(named), err)

@@ -11,6 +11,7 @@ import (
 	"github.com/docker/docker/api/types/image"
 	"github.com/docker/docker/client"
 
+	fulmarv1 "fulmar/messages/fulmar/v1"
 	"fulmar/services/builder/credential"
 	"fulmar/services/builder/docker"
 	"fulmar/services/builder/docker/dockertest"
@@ -89,20 +90,22 @@ func TestResolveShowsItsCredential(t *testing.T) {
 			ref := registry.Host + "/" + name
 			_, err := e.Resolve(t.Context(), docker.Reference{Image: ref})
 			wantRefusal(t, err, badImage, "the registry does not let us, with no credential")
-			_, err = e.Resolve(t.Context(), docker.Reference{Image: ref, Credential: credential.Credential{Username: "jo", Password: "s3cred"}})
+			_, err = e.Resolve(t.Context(), docker.Reference{Image: ref, Credential: credential.Credential{Username: "jo", Password: "s3cred", Hosts: []string{registry.Host}}})
 			wantRefusal(t, err, badImage, "the registry does not let us, with the credential that is named")
 			if err != nil && strings.Contains(err.Error(), "s3cred") {
 				t.Errorf("the error shows the password: %v", err)
 			}
-			if _, text, err := pulled(t, e, api, docker.Reference{Image: ref, Credential: credential.Credential{Username: "jo", Password: "s3cret"}}); err != nil || text != "first" {
+			if _, text, err := pulled(t, e, api, docker.Reference{Image: ref, Credential: credential.Credential{Username: "jo", Password: "s3cret", Hosts: []string{registry.Host}}}); err != nil || text != "first" {
 				t.Errorf("pulled with the credential: %q, %v", text, err)
 			}
 		})
 	}
 	_, err := e.Resolve(t.Context(), docker.Reference{Image: registry.Host + "/www:other", Credential: credential.Credential{Key: []byte("-----BEGIN")}})
 	wantRefusal(t, err, invalid, "its credential is a private key")
+	_, err = e.Resolve(t.Context(), docker.Reference{Image: registry.Host + "/www:other", Credential: credential.Credential{Password: "s3cret", Hosts: []string{"registry.example"}}})
+	wantRefusal(t, err, fulmarv1.ReasonCode_REASON_CODE_POLICY, "it is not for "+registry.Host)
 	var log bytes.Buffer
-	r := docker.Reference{Image: "www", Credential: credential.Credential{Username: "jo", Password: "s3cret"}}
+	r := docker.Reference{Image: "www", Credential: credential.Credential{Username: "jo", Password: "s3cret", Hosts: []string{registry.Host}}}
 	slog.New(slog.NewTextHandler(&log, nil)).Info("seen", "reference", r)
 	if said := fmt.Sprintf("%v %+v %#v", r, r, r) + log.String(); strings.Contains(said, "s3cret") {
 		t.Errorf("a reference shows its password: %s", said)

@@ -19,6 +19,7 @@ import (
 const (
 	notFound = fulmarv1.ReasonCode_REASON_CODE_NOT_FOUND
 	invalid  = fulmarv1.ReasonCode_REASON_CODE_INVALID
+	policy   = fulmarv1.ReasonCode_REASON_CODE_POLICY
 	build    = fulmarv1.ReasonCode_REASON_CODE_BUILD
 )
 
@@ -254,7 +255,9 @@ func TestCredentialsOverHTTP(t *testing.T) {
 		_, err = w.client.Checkout(t.Context(), git.Repository{URL: url + "/www", Credential: name}, commit)
 		refused(t, err, notFound, want)
 	}
-	_, err := w.client.Resolve(t.Context(), git.Repository{URL: "http://git.example/www", Credential: "right"}, "main")
+	_, err := w.client.Resolve(t.Context(), git.Repository{URL: url + "/www", Credential: "webhook"}, "main")
+	refused(t, err, policy, "credential webhook: it is not for "+strings.TrimPrefix(url, "http://"))
+	_, err = w.client.Resolve(t.Context(), git.Repository{URL: "http://git.example/www", Credential: "right"}, "main")
 	refused(t, err, invalid, "it would be sent in clear text: use https")
 	_, err = w.client.Resolve(t.Context(), git.Repository{URL: "ssh://git.example/www", Credential: "right"}, "main")
 	refused(t, err, invalid, "it has no private key, which ssh needs")

@@ -94,7 +94,11 @@ func (s *session) fits() error {
 	case s.url.scheme == "http" && !loopback(s.url.host):
 		problem = "it would be sent in clear text: use https"
 	default:
-		return nil
+		err := s.secret.For(s.url.host)
+		if err == nil {
+			return nil
+		}
+		return messages.Refuse(fulmarv1.ReasonCode_REASON_CODE_POLICY, "repository %s: credential %s: %w", s.repository.URL, s.repository.Credential, err)
 	}
 	return messages.Refuse(fulmarv1.ReasonCode_REASON_CODE_INVALID, "repository %s: credential %s: %s", s.repository.URL, s.repository.Credential, problem)
 }

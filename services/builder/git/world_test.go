@@ -52,7 +52,10 @@ func newWorld(t *testing.T) *world {
 			t.Fatal(err)
 		}
 	}
-	for name, text := range map[string]string{"right": "username=jo\npassword=" + secret, "wrong": "username=jo\npassword=wr0ng-" + secret, "token": "password=" + secret} {
+	for name, text := range map[string]string{
+		"right": "host=127.0.0.1\nusername=jo\npassword=" + secret, "wrong": "host=127.0.0.1\nusername=jo\npassword=wr0ng-" + secret,
+		"token": "host=127.0.0.1\npassword=" + secret, "webhook": "password=" + secret,
+	} {
 		write(t, filepath.Join(held, name), text)
 	}
 	w.config = git.Config{
