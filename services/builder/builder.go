@@ -156,7 +156,7 @@ func (s *Service) build(ctx context.Context, e *fulmarv1.Event) (messages.Verb, 
 	wanted, release := s.wanted(ctx, d)
 	defer release()
 	host := s.hosts.Get(d.GetNetwork().GetHost())
-	if host == nil { // it had reported when the deployment was accepted, but this view has just begun
+	if host.GetName() == "" { // it had reported when the deployment was accepted, but this view has just begun
 		if err := s.hosts.CaughtUp(ctx); err != nil {
 			return "", err
 		}
