@@ -32,7 +32,7 @@ func wanted(host string, heads map[string]*fulmarv1.Head, networks map[string]*f
 	for stack, head := range heads {
 		for _, d := range head.GetDeployments() {
 			part := partOf(&want, d.GetState())
-			if d.GetHost() != host || part == nil {
+			if d.GetHost() != host || part == nil || neverUp(d) {
 				continue
 			}
 			pub, err := publication(stack, d)
@@ -57,6 +57,11 @@ func partOf(want *firewall.Want, state fulmarv1.State) *[]firewall.Publication {
 		return &want.Leaving
 	}
 	return nil
+}
+
+// neverUp reports whether a deployment failed before it had any instance: no rule was ever made for it.
+func neverUp(d *fulmarv1.HeadDeployment) bool {
+	return d.GetState() == fulmarv1.State_STATE_CONDEMNED && len(d.GetInstances()) == 0
 }
 
 // gone reports whether a head proves that the kernel needs no rule of a generation: it is new enough to know it, and

@@ -48,6 +48,8 @@ func TestWanted(t *testing.T) {
 	elsewhere.Host = "host2"
 	homeless := one(3, live)
 	homeless.Instances = nil
+	failed := one(3, condemned)
+	failed.Instances = nil
 	strange := one(3, live)
 	strange.Content.Units[0].Ports[0].Protocol = "tcp -j ACCEPT"
 	for name, c := range map[string]struct {
@@ -59,6 +61,7 @@ func TestWanted(t *testing.T) {
 			head: head(6, one(1, condemned), one(2, draining), one(3, live), one(4, staged), one(5, underway)),
 			want: firewall.Want{Live: []firewall.Publication{published(3)}, Draining: []firewall.Publication{published(2)}, Leaving: []firewall.Publication{published(1)}},
 		},
+		"what failed before it had instances has no rule": {head: head(3, one(2, live), failed), want: firewall.Want{Live: []firewall.Publication{published(2)}}},
 		"what is on another host is none of our business": {head: head(3, elsewhere)},
 		"a unit without an instance is named and left out": {
 			head: head(3, one(2, draining), homeless), bad: "publish web-3: unit web has no instance",
