@@ -11,7 +11,7 @@
 // State lives in three places. What should run, with its images, block devices and policies, is on disk in the state directory, synced before a create is
 // answered. How to find what runs (pid and start time) stands beside it and is good for this boot only. The rest belongs to the
 // unikernels' processes and goes with them: the process is the unikernel, its taps are held by nothing but itself, its standard
-// output is a FIFO that it keeps open in both directions (only the lines that host has read are lost with it). So host can be stopped, killed and upgraded while they run, and adopts them
+// output is a FIFO that it keeps open in both directions (the lines that host has read it leaves to the next one, but not when it is killed). So host can be stopped, killed and upgraded while they run, and adopts them
 // when it comes back; after a boot of the machine it starts them again.
 //
 // The invariant: of each name at most one process runs, and everything that exists for it (process, control group, FIFO, user
@@ -255,10 +255,18 @@ const healthTime = 5 * time.Second
 func (s *Service) Run(ctx context.Context) (err error) {
 	defer func() { err = errors.Join(err, s.close()) }()
 	watchCtx, stopWatching := context.WithCancel(context.WithoutCancel(ctx))
-	defer s.watching.Wait()
+	defer func() {
+		s.watching.Wait()
+		if lerr := s.leaveConsoles(); lerr != nil {
+			s.log.Warn("could not leave the consoles to the next host", "err", lerr)
+		}
+	}()
 	defer stopWatching()
 	s.watchCtx = watchCtx
 
+	if err := s.takeConsoles(); err != nil {
+		s.log.Warn("could not take over the consoles of the host before", "err", err)
+	}
 	if err := s.adopt(); err != nil {
 		return err
 	}

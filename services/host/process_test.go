@@ -3,7 +3,6 @@ package host_test
 import (
 	"bufio"
 	"bytes"
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -328,87 +327,4 @@ func TestAReusedPidIsNotAdopted(t *testing.T) {
 	if err := stranger.Wait(); err != nil {
 		t.Errorf("the stranger ended with %v", err)
 	}
-}
-
-// TestKilledAtAnyMomentOfCreateNothingStays kills host while it creates and destroys, at ever later moments, and looks at what the next one makes of it.
-func TestKilledAtAnyMomentOfCreateNothingStays(t *testing.T) {
-	cfg := config(t)
-	bridge(t)
-	path := program(t)
-	image := hosttest.Guest(t, 1)
-	n := name(t, "a:x")
-	for delay := time.Duration(0); delay < 45*time.Millisecond; delay += 1500 * time.Microsecond {
-		h := startChild(t, path, cfg)
-		ctx, cancel := context.WithCancel(t.Context())
-		acknowledged := make(chan bool, 1)
-		go func() {
-			defer cancel()
-			for i := range 3 { // create, destroy, create
-				var err error
-				if i == 1 {
-					err = h.Destroy(ctx, n)
-				} else {
-					err = h.Create(ctx, n, unikernel(image, 1, "wait"))
-				}
-				if err != nil {
-					acknowledged <- false // what was asked last may have happened or not
-					return
-				}
-			}
-			acknowledged <- true
-		}()
-		timer := time.NewTimer(delay)
-		<-timer.C
-		h.end(t, syscall.SIGKILL)
-		up := <-acknowledged
-		h = startChild(t, path, cfg)
-		list, err := h.Info(t.Context(), albatross.Name{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if up && len(list) != 1 {
-			t.Errorf("killed after %v: an acknowledged unikernel is gone", delay)
-		}
-		if len(taps(t)) > len(list) { // fewer, if the unikernel is about to end
-			t.Errorf("killed after %v: %d unikernels, taps %v", delay, len(list), taps(t))
-		}
-		for _, r := range list {
-			if err := h.Destroy(t.Context(), r.Name); err != nil {
-				t.Error(err)
-			}
-		}
-		checkNothingLeft(t, cfg)
-		h.end(t, syscall.SIGTERM)
-		if t.Failed() {
-			return
-		}
-	}
-}
-
-// TestADueRestartSurvivesTheDaemon kills host while a unikernel waits to be started again, twice.
-func TestADueRestartSurvivesTheDaemon(t *testing.T) {
-	cfg := config(t)
-	path := program(t)
-	n := name(t, ":again")
-	h := startChild(t, path, cfg)
-	ucfg := unikernel(hosttest.Guest(t, 0), 0, "exit", "3")
-	ucfg.Fail.Restart = true
-	h.create(t, n, ucfg)
-	for range 2 {
-		count := 0
-		h.await(t, n, func(s string) bool {
-			if ended(s) {
-				count++
-			}
-			return count == 2
-		})
-		h.end(t, syscall.SIGKILL)
-		h = startChild(t, path, cfg)
-	}
-	h.await(t, n, is("exiting"))
-	reply := ask(t, cfg, albatross.VMMDSocket, albatross.Wire{Header: albatross.Header{Name: n}, Payload: albatross.UnikernelDestroy{}})
-	if _, ok := reply.Payload.(albatross.Text); !ok {
-		t.Errorf("destroy: %+v", reply)
-	}
-	checkNothingLeft(t, cfg)
 }
