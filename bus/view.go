@@ -135,14 +135,11 @@ func (v *View[M]) All() map[string]M {
 	return maps.Clone(v.records)
 }
 
-// Get gives the record of a key, as the view has it now; an absent one is empty.
+// Get gives the record of a key, as the view has it now; an absent one is nil.
 func (v *View[M]) Get(key string) M {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if m, ok := v.records[key]; ok {
-		return m
-	}
-	return v.bucket.empty()
+	return v.records[key]
 }
 
 // Changed gives a channel that is closed at the next change of the view. Take it before reading what it guards.

@@ -195,8 +195,7 @@ func (f *follower) followUp() (end said, err error) {
 		}
 		if err != nil {
 			cancel()
-			<-ended
-			return end, err
+			return end, errors.Join(err, <-ended)
 		}
 	}
 }

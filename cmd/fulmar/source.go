@@ -55,9 +55,9 @@ func (f *sourceFlags) image(s, sha string) (*fulmarv1.Image, error) {
 	}
 	switch {
 	case !git && (f.Dockerfile != "" || len(f.BuildArg) > 0 || f.Path != "" || f.Mirage != 0 || f.Target != "" || len(f.Configure) > 0 || f.BuildLimit != 0):
-		return nil, errors.New("--dockerfile, --build-arg, --path, --mirage, --target, --configure and --build-limit go with a Git repository, as git+https://...")
+		return nil, errors.New("--dockerfile, --build-arg, --path, --mirage, --target, --configure and --build-limit go with a Git repository, as git+https://git.example/www")
 	case kind != "docker" && f.Pull != "":
-		return nil, errors.New("--pull goes with an image of Docker, as docker:...")
+		return nil, errors.New("--pull goes with an image of Docker, as docker:www")
 	case kind != "docker" && !git && f.Credential != "":
 		return nil, errors.New("--credential goes with a Git repository or an image of Docker")
 	}

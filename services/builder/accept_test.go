@@ -106,14 +106,16 @@ func TestEnterADeploy(t *testing.T) {
 		network string
 		staged  bool
 	}{
-		"the deadline counts from now":               {nil, `{"network":"lan","deadline":"9s","units":[{"image":{"file":"/a"}}]}`, 9 * time.Second, "lan", false},
-		"every image of a URL has its time on top":   {nil, `{"network":"lan","units":[{"name":"a","image":` + url + `},{"name":"b","image":` + url + `}]}`, 3 * time.Minute, "lan", false},
-		"the network is the stack's if it has one":   {headOf(entry(3, live, contentOf("a", 80))), `{"units":[{"image":{"file":"/a"}}]}`, time.Minute, "lan", false},
-		"it may be staged":                           {nil, `{"network":"lan","staged":true,"units":[{"image":{"file":"/a"}}]}`, time.Minute, "lan", true},
-		"a retired stack may go to another host":     {headOf(entry(3, live, nothing())), `{"network":"far","units":[{"image":{"file":"/a"}}]}`, time.Minute, "far", false},
-		"one that is condemned is on no host":        {headOf(entry(3, condemned, contentOf("a", 80))), `{"network":"far","units":[{"image":{"file":"/a"}}]}`, time.Minute, "far", false},
-		"the generation that is meant is the newest": {headOf(entry(3, live, contentOf("a", 80))), `{"if_newest":"3","units":[{"image":{"file":"/a"}}]}`, time.Minute, "lan", false},
-		"generation 0 means a stack that is not yet": {nil, `{"if_newest":"0","network":"lan","units":[{"image":{"file":"/a"}}]}`, time.Minute, "lan", false},
+		"the deadline counts from now":                            {nil, `{"network":"lan","deadline":"9s","units":[{"image":{"file":"/a"}}]}`, 9 * time.Second, "lan", false},
+		"every image of a URL has its time on top":                {nil, `{"network":"lan","units":[{"name":"a","image":` + url + `},{"name":"b","image":` + url + `}]}`, 3 * time.Minute, "lan", false},
+		"what is taken out of Docker and OCI has its time on top": {nil, `{"network":"lan","units":[{"name":"a","image":{"docker":{"image":"a"}}},{"name":"b","image":{"oci":{"layout":"/b"}}}]}`, 3 * time.Minute, "lan", false},
+		"what is built has its limit and its time on top":         {nil, `{"network":"lan","units":[{"name":"a","image":{"git":{"url":"https://a/b","limit":"3600s","dockerfile":{}}}},{"name":"b","image":{"git":{"url":"https://a/b","dockerfile":{}}}}]}`, 93 * time.Minute, "lan", false},
+		"the network is the stack's if it has one":                {headOf(entry(3, live, contentOf("a", 80))), `{"units":[{"image":{"file":"/a"}}]}`, time.Minute, "lan", false},
+		"it may be staged":                                        {nil, `{"network":"lan","staged":true,"units":[{"image":{"file":"/a"}}]}`, time.Minute, "lan", true},
+		"a retired stack may go to another host":                  {headOf(entry(3, live, nothing())), `{"network":"far","units":[{"image":{"file":"/a"}}]}`, time.Minute, "far", false},
+		"one that is condemned is on no host":                     {headOf(entry(3, condemned, contentOf("a", 80))), `{"network":"far","units":[{"image":{"file":"/a"}}]}`, time.Minute, "far", false},
+		"the generation that is meant is the newest":              {headOf(entry(3, live, contentOf("a", 80))), `{"if_newest":"3","units":[{"image":{"file":"/a"}}]}`, time.Minute, "lan", false},
+		"generation 0 means a stack that is not yet":              {nil, `{"if_newest":"0","network":"lan","units":[{"image":{"file":"/a"}}]}`, time.Minute, "lan", false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got, err := Enter(c.head, bus.Request{Generation: 9, Kind: deployKind, Stack: "web", Body: []byte(c.body)}, aWorld())

@@ -18,12 +18,12 @@ func (s *sources) oci(o *fulmarv1.OciSource) (plan, error) {
 		return plan{}, err
 	}
 	p := plan{kind: "oci", key: keyOf("oci", image.Digest, o.GetPath()), facts: &fulmarv1.Build{ImageDigest: image.Digest}}
-	p.make = func(ctx context.Context, l *log, out *os.File) error {
+	p.make = func(ctx context.Context, l *log, out *os.File) (err error) {
 		layout, now, err := s.open(o)
 		if err != nil {
 			return err
 		}
-		defer layout.Close()
+		defer func() { err = errors.Join(err, layout.Close()) }()
 		if now.Digest != image.Digest {
 			return fmt.Errorf("layout %s: its image changed while it was read", o.GetLayout())
 		}
