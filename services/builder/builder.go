@@ -50,6 +50,7 @@ type Recipes struct {
 	Builds  int    // that run at once
 	Network string // of their commands: none, host, or empty for the engine's default
 	Mirage  string // base image of MirageOS recipes that name none; empty: that of their version
+	Cache   int64  // bytes that the engine keeps for later builds; 0: as it does by itself
 }
 
 // errBusy reports that as many builds run here as may: another builder may have room, or this one later.

@@ -26,6 +26,7 @@ type Flags struct {
 	ID          string        `name:"builder-id" env:"BUILDER_ID" default:"${host}" help:"Names this builder to its engine. Builders that share an engine have names of their own."`
 	Policy      string        `env:"BUILDER_POLICY" placeholder:"FILE" help:"Policy of sources and signatures, in YAML. Empty: every source is taken, signed or not."`
 	Builds      int           `env:"BUILDER_BUILDS" help:"Builds from Git that run at once (default: one for every two CPUs)."`
+	BuildCache  int64         `env:"BUILDER_BUILD_CACHE" default:"21474836480" placeholder:"BYTES" help:"What BuildKit may keep for later builds, of everybody who builds on this engine. 0: as the engine does by itself."`
 	Network     string        `name:"build-network" env:"BUILDER_NETWORK" placeholder:"none|host" help:"Network of the commands of a build (default: that of the engine)."`
 	MirageBase  string        `name:"mirage-base" env:"BUILDER_MIRAGE_BASE" placeholder:"IMAGE" help:"Base image of MirageOS recipes that name none (default: that of their version of the tool)."`
 
@@ -58,7 +59,7 @@ func (f Flags) Config(fileRoot string, r prometheus.Registerer) (Config, error) 
 	}
 	return Config{
 		FileRoot: fileRoot, Credentials: credentials, Engine: engine, Git: repositories, Policy: allowed,
-		Recipes:  Recipes{Builds: f.Builds, Network: f.Network, Mirage: f.MirageBase},
+		Recipes:  Recipes{Builds: f.Builds, Network: f.Network, Mirage: f.MirageBase, Cache: f.BuildCache},
 		MaxImage: f.MaxImage, Fetch: f.Fetch, Patience: f.Patience, Watch: follow,
 	}, nil
 }

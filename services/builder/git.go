@@ -61,6 +61,7 @@ func (s *sources) git(ctx context.Context, g *fulmarv1.GitSource, l *log) (plan,
 			return err
 		}
 		defer checkout.Close()
+		defer s.prune(ctx, l)
 		id, err := s.run(ctx, g, r, checkout, l)
 		if err != nil {
 			return err
@@ -74,6 +75,16 @@ func (s *sources) git(ctx context.Context, g *fulmarv1.GitSource, l *log) (plan,
 		return err
 	}
 	return p, nil
+}
+
+// prune bounds what the engine keeps for later builds.
+func (s *sources) prune(ctx context.Context, l *log) {
+	if s.config.Recipes.Cache == 0 {
+		return
+	}
+	if err := s.config.Engine.PruneCache(context.WithoutCancel(ctx), s.config.Recipes.Cache); err != nil {
+		l.sayf("the build cache was not pruned: %s", err)
+	}
 }
 
 // commit asks which commit a source is now.

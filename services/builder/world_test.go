@@ -110,7 +110,7 @@ func (o options) config() (Config, error) {
 	repositories, err := git.New(git.Config{Credentials: credentials, FileRoot: o.Root, Temp: o.Temp, MaxSize: 4 << 20, Ask: patience, Fetch: patience})
 	return Config{
 		FileRoot: o.Root, MaxImage: 1 << 20, Fetch: patience, Patience: o.Patience, Engine: engine, Git: repositories, Credentials: credentials,
-		Recipes: Recipes{Builds: 2, Network: "none"},
+		Recipes: Recipes{Builds: 2, Network: "none", Cache: 1 << 30},
 	}, err
 }
 

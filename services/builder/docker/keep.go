@@ -203,6 +203,8 @@ func (e *Engine) classic(more int) {
 // PruneCache removes what BuildKit keeps for later builds beyond a number of bytes, what was used least lately first: of
 // everybody's builds, since an engine has one such store.
 func (e *Engine) PruneCache(ctx context.Context, keep int64) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
 	if _, err := e.api.BuildCachePrune(ctx, build.CachePruneOptions{All: true, KeepStorage: keep}); err != nil {
 		return fmt.Errorf("prune the build cache of the docker engine: %w", err)
 	}
