@@ -237,3 +237,22 @@ func TestAnUnreadableRecordIsAnError(t *testing.T) {
 		t.Errorf("a view stands still before it: %v", err)
 	}
 }
+
+func TestAViewThatHasEndedCatchesUpWithNothing(t *testing.T) {
+	w := newWorld(t)
+	v := w.Leases.View()
+	stop := w.start(v.Run)
+	if err := v.CaughtUp(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	stop()
+	if err := v.CaughtUp(t.Context()); err != nil {
+		t.Errorf("it holds everything, but: %v", err)
+	}
+	if err := edit(t.Context(), w.Bus, "lan.10.0.0.7", "web.web.1"); err != nil {
+		t.Fatal(err)
+	}
+	if err := v.CaughtUp(t.Context()); err == nil {
+		t.Error("it has caught up with what it never saw")
+	}
+}

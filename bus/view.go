@@ -21,6 +21,7 @@ type View[M proto.Message] struct {
 	seen    uint64        // revision up to which the view has caught up
 	moved   chan struct{} // closed when the view changes
 	ready   bool
+	over    bool // Run has ended
 }
 
 // View makes an empty view of the bucket; [View.Run] fills it.
@@ -31,6 +32,8 @@ func (b *Bucket[M]) View() *View[M] {
 // Run keeps the view fresh until ctx ends, which is no error. A watch does not outlive the bus it was made on, and would
 // find that out only after many seconds, so Run makes a new one as soon as it is connected again.
 func (v *View[M]) Run(ctx context.Context) error {
+	v.end(false)
+	defer v.end(true)
 	connected := v.bucket.nc.StatusChanged(nats.CONNECTED)
 	defer v.bucket.nc.RemoveStatusListener(connected)
 	for {
@@ -49,6 +52,14 @@ func (v *View[M]) Run(ctx context.Context) error {
 		case <-time.After(reopenDelay):
 		}
 	}
+}
+
+// end notes whether anybody keeps the view fresh.
+func (v *View[M]) end(over bool) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.over = over
+	v.move()
 }
 
 // watch keeps the view fresh until ctx or the watch ends, or the bus is connected anew.
@@ -149,7 +160,8 @@ func (v *View[M]) Changed() <-chan struct{} {
 	return v.moved
 }
 
-// CaughtUp waits until the view holds everything that was in the bucket when it was called.
+// CaughtUp waits until the view holds everything that was in the bucket when it was called. After [View.Run] has ended it
+// never will, and a handler that is still at work then had better hand back what it holds.
 func (v *View[M]) CaughtUp(ctx context.Context) error {
 	info, err := v.bucket.stream.Info(ctx)
 	if err != nil {
@@ -157,10 +169,13 @@ func (v *View[M]) CaughtUp(ctx context.Context) error {
 	}
 	for {
 		v.mu.Lock()
-		done, moved := v.ready && v.seen >= info.State.LastSeq, v.moved
+		done, over, moved := v.ready && v.seen >= info.State.LastSeq, v.over, v.moved
 		v.mu.Unlock()
 		if done {
 			return nil
+		}
+		if over {
+			return fmt.Errorf("catch up with bucket %s: its view has ended", v.bucket.kv.Bucket())
 		}
 		select {
 		case <-moved:
