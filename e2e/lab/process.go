@@ -11,7 +11,11 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 )
+
+// bound is for what takes a process a second at most, and much longer where many compile at the same time.
+const bound = time.Minute
 
 // Process is a program that runs in the lab.
 type Process struct {
@@ -59,6 +63,8 @@ func (l *Lab) start(name, until string, cmd *exec.Cmd) (*Process, error) {
 	select {
 	case <-seen:
 		return p, nil
+	case <-time.After(bound):
+		return nil, p.stuck("start")
 	case <-p.done:
 		text, _ := os.ReadFile(log.Name())
 		return nil, fmt.Errorf("%s ended at once: %w\n%s", name, p.err, text)
@@ -97,6 +103,20 @@ func (p *Process) Stop() error { return p.end(syscall.SIGTERM) }
 // Kill kills the process and waits until it is gone.
 func (p *Process) Kill() error { return p.end(syscall.SIGKILL) }
 
+// stuck ends a process that did not do what it should in time, so that the stacks of all its goroutines stand in its log, and
+// gives them.
+func (p *Process) stuck(what string) error {
+	if err := p.cmd.Process.Signal(syscall.SIGQUIT); err != nil {
+		return fmt.Errorf("process %d did not %s within %s: %w", p.Pid(), what, bound, err)
+	}
+	select {
+	case <-p.done:
+	case <-time.After(bound): // somebody else holds its output open
+	}
+	text, _ := os.ReadFile(p.log.Name())
+	return fmt.Errorf("process %d did not %s within %s:\n%s", p.Pid(), what, bound, text)
+}
+
 func (p *Process) end(s syscall.Signal) error {
 	select {
 	case <-p.done: // it is stopped twice, by a test and by its cleanup
@@ -106,7 +126,11 @@ func (p *Process) end(s syscall.Signal) error {
 	if err := p.cmd.Process.Signal(s); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return fmt.Errorf("end process %d: %w", p.Pid(), err)
 	}
-	<-p.done
+	select {
+	case <-p.done:
+	case <-time.After(bound):
+		return p.stuck("end")
+	}
 	var status *exec.ExitError
 	if p.err != nil && (s != syscall.SIGKILL || !errors.As(p.err, &status)) {
 		return fmt.Errorf("process %d: %w", p.Pid(), p.err)
