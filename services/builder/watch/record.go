@@ -23,8 +23,8 @@ func Following(w *fulmarv1.Watch) bool { return w.GetRequest() != nil }
 // Enter takes an accepted request for new content, or nil for a retirement, into the record of its stack. A request
 // without watch ends it. An older generation than the record's changes nothing, so a late worker does no harm.
 //
-// What a source was found to be before the request was accepted, its build cannot be older than: that is what the new
-// generation has seen. A source that was not followed before has its first look at once.
+// The build of a request that the watch sent is no older than what was found before that: this is what the new generation
+// has seen. What the request of a person meets is not known yet, so its sources have their first look at once.
 func Enter(have *fulmarv1.Watch, stack string, generation uint64, request *fulmarv1.DeployRequest, now time.Time) (*fulmarv1.Watch, error) {
 	if have.GetGeneration() >= generation {
 		return have, nil
@@ -41,14 +41,20 @@ func Enter(have *fulmarv1.Watch, stack string, generation uint64, request *fulma
 	}
 	n := &fulmarv1.Watch{Stack: stack, Generation: generation, Request: proto.CloneOf(request), Sources: sources, Paused: have.GetPaused(), Next: have.GetNext(), Asked: have.GetAsked()}
 	n.Request.Cause, n.Request.IfNewest = "", nil
+	own := request.GetCause() != "" && proto.Equal(n.GetRequest(), have.GetRequest())
+	if !own {
+		n.Next = timestamppb.New(now)
+	}
 	for i, s := range n.GetSources() {
 		old := find(have, s)
-		if old.GetFound() == "" {
-			n.Next = timestamppb.New(now)
+		if old == nil {
 			continue
 		}
 		n.Sources[i] = proto.CloneOf(old)
-		n.Sources[i].Seen, n.Sources[i].Presumed = old.GetFound(), false
+		n.Sources[i].Seen, n.Sources[i].Presumed = "", false
+		if own {
+			n.Sources[i].Seen = old.GetFound()
+		}
 	}
 	return n, nil
 }

@@ -55,6 +55,12 @@ func followed(edit func(*fulmarv1.Watch, *fulmarv1.WatchedSource)) *fulmarv1.Wat
 	return w
 }
 
+func withCause(r *fulmarv1.DeployRequest) *fulmarv1.DeployRequest {
+	n := proto.CloneOf(r)
+	n.Cause = "because"
+	return n
+}
+
 func TestEnter(t *testing.T) {
 	now := begin.Add(time.Hour)
 	seenOne := func(w *fulmarv1.Watch, s *fulmarv1.WatchedSource) { s.Seen, s.Found, s.Looked = one, one, at(0) }
@@ -71,30 +77,38 @@ func TestEnter(t *testing.T) {
 	sent.Cause, sent.IfNewest = "main moved", proto.Uint64(7)
 	unwatched := www()
 	unwatched.Watch = false
+	fresh := func(edit func(*fulmarv1.Watch, *fulmarv1.WatchedSource)) *fulmarv1.Watch {
+		return new8(func(w *fulmarv1.Watch, s *fulmarv1.WatchedSource) {
+			w.Next = timestamppb.New(now)
+			edit(w, s)
+			s.Seen = ""
+		})
+	}
+	nothing := func(*fulmarv1.Watch, *fulmarv1.WatchedSource) {}
+	paused := func(w *fulmarv1.Watch, s *fulmarv1.WatchedSource) { seenOne(w, s); w.Paused = true }
+	failing := func(_ *fulmarv1.Watch, s *fulmarv1.WatchedSource) { s.Error, s.Failures = "no", 3 }
+	next := deployOf(gitUnit("", wwwURL, "next"))
 	for name, c := range map[string]struct {
 		have    *fulmarv1.Watch
 		request *fulmarv1.DeployRequest
 		want    *fulmarv1.Watch // nil: what there was
 	}{
-		"a new watch is looked at at once": {
-			&fulmarv1.Watch{}, www(), new8(func(w *fulmarv1.Watch, _ *fulmarv1.WatchedSource) { w.Next = timestamppb.New(now) }),
-		},
-		"a request without watch makes none":      {&fulmarv1.Watch{}, unwatched, nil},
-		"a retirement of what is not watched":     {&fulmarv1.Watch{}, nil, nil},
-		"a request without watch ends one":        {followed(seenOne), unwatched, ended},
-		"a retirement ends one":                   {followed(seenOne), nil, ended},
-		"what was ended stays so":                 {&fulmarv1.Watch{Stack: "web", Generation: 5}, unwatched, nil},
-		"an older generation is too late":         {new8(seenOne), www(), nil},
-		"an older one brings back nothing":        {&fulmarv1.Watch{Stack: "web", Generation: 9}, www(), nil},
-		"an older one ends nothing":               {new8(seenOne), nil, nil},
-		"what was found is seen by what comes":    {followed(foundTwo), sent, new8(func(w *fulmarv1.Watch, s *fulmarv1.WatchedSource) { foundTwo(w, s); s.Seen = two })},
-		"a pause stays":                           {followed(func(w *fulmarv1.Watch, s *fulmarv1.WatchedSource) { seenOne(w, s); w.Paused = true }), www(), new8(func(w *fulmarv1.Watch, s *fulmarv1.WatchedSource) { seenOne(w, s); w.Paused = true })},
-		"what was sent is over":                   {followed(func(w *fulmarv1.Watch, s *fulmarv1.WatchedSource) { foundTwo(w, s); w.Sent, w.SentNewest = 8, 7 }), sent, new8(func(w *fulmarv1.Watch, s *fulmarv1.WatchedSource) { foundTwo(w, s); s.Seen = two })},
-		"a source that never answered is unknown": {followed(func(_ *fulmarv1.Watch, s *fulmarv1.WatchedSource) { s.Error, s.Failures = "no", 3 }), www(), new8(func(w *fulmarv1.Watch, _ *fulmarv1.WatchedSource) { w.Next = timestamppb.New(now) })},
-		"another ref is another source": {followed(seenOne), deployOf(gitUnit("", wwwURL, "next")), new8(func(w *fulmarv1.Watch, s *fulmarv1.WatchedSource) {
-			w.Request = deployOf(gitUnit("", wwwURL, "next"))
-			s.Source, w.Next = "git+"+wwwURL+"#next", timestamppb.New(now)
-		})},
+		"a new watch is looked at at once":     {&fulmarv1.Watch{}, www(), fresh(nothing)},
+		"a request without watch makes none":   {&fulmarv1.Watch{}, unwatched, nil},
+		"a retirement of what is not watched":  {&fulmarv1.Watch{}, nil, nil},
+		"a request without watch ends one":     {followed(seenOne), unwatched, ended},
+		"a retirement ends one":                {followed(seenOne), nil, ended},
+		"what was ended stays so":              {&fulmarv1.Watch{Stack: "web", Generation: 5}, unwatched, nil},
+		"an older generation is too late":      {new8(seenOne), www(), nil},
+		"an older one brings back nothing":     {&fulmarv1.Watch{Stack: "web", Generation: 9}, www(), nil},
+		"an older one ends nothing":            {new8(seenOne), nil, nil},
+		"what was found is seen by its own":    {followed(foundTwo), sent, new8(func(w *fulmarv1.Watch, s *fulmarv1.WatchedSource) { foundTwo(w, s); s.Seen = two })},
+		"what a person deploys is not known":   {followed(foundTwo), www(), fresh(foundTwo)},
+		"a pause stays":                        {followed(paused), www(), fresh(paused)},
+		"what was sent is over":                {followed(func(w *fulmarv1.Watch, s *fulmarv1.WatchedSource) { foundTwo(w, s); w.Sent, w.SentNewest = 8, 7 }), sent, new8(func(w *fulmarv1.Watch, s *fulmarv1.WatchedSource) { foundTwo(w, s); s.Seen = two })},
+		"a source that never answered":         {followed(failing), www(), fresh(failing)},
+		"another ref is another source":        {followed(seenOne), next, fresh(func(w *fulmarv1.Watch, s *fulmarv1.WatchedSource) { w.Request, s.Source = next, "git+"+wwwURL+"#next" })},
+		"a cause alone does not make it known": {followed(seenOne), withCause(next), fresh(func(w *fulmarv1.Watch, s *fulmarv1.WatchedSource) { w.Request, s.Source = next, "git+"+wwwURL+"#next" })},
 	} {
 		t.Run(name, func(t *testing.T) {
 			before := proto.CloneOf(c.have)

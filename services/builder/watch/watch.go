@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/http"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -187,9 +188,9 @@ func (s *Service) look(ctx context.Context, stack string) error {
 	if err != nil {
 		return err
 	}
-	answers, err := s.ask(ctx, w)
-	if err != nil || ctx.Err() != nil {
-		return err
+	answers := s.ask(ctx, w)
+	if ctx.Err() != nil {
+		return nil
 	}
 	w, r, err := s.conclude(ctx, w, answers, begin)
 	if err != nil || r == nil {
@@ -203,10 +204,14 @@ func (s *Service) look(ctx context.Context, stack string) error {
 }
 
 // ask looks at the sources of a watch, at once.
-func (s *Service) ask(ctx context.Context, w *fulmarv1.Watch) ([]Answer, error) {
+func (s *Service) ask(ctx context.Context, w *fulmarv1.Watch) []Answer {
+	answers := make([]Answer, len(w.GetSources()))
 	n, err := messages.Normalize(w.GetStack(), w.GetRequest())
-	if err != nil {
-		return nil, err
+	if err != nil { // by the builder that accepted it, it was good
+		for i := range answers {
+			answers[i].Err = fmt.Errorf("its request is not good any more: %w", err)
+		}
+		return answers
 	}
 	images := map[string]*fulmarv1.Image{}
 	for _, u := range n.GetUnits() {
@@ -214,18 +219,18 @@ func (s *Service) ask(ctx context.Context, w *fulmarv1.Watch) ([]Answer, error) 
 	}
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	answers := make([]Answer, len(w.GetSources()))
-	var g errgroup.Group
-	g.SetLimit(parallel)
+	var wg sync.WaitGroup
+	slots := make(chan struct{}, parallel)
 	for i, source := range w.GetSources() {
-		g.Go(func() error {
+		slots <- struct{}{}
+		wg.Go(func() {
 			answers[i] = s.config.Lookers.look(ctx, images[source.GetUnit()], source, s.config.Clock.Now())
-			return nil
+			<-slots
 		})
 	}
-	err = g.Wait()
+	wg.Wait()
 	s.metrics.looked(images, w.GetSources(), answers)
-	return answers, err
+	return answers
 }
 
 // conclude writes what a look has found, and gives the record with the request that is to be sent then, if there is one.
@@ -307,19 +312,20 @@ func (s *Service) made(ctx context.Context, w *fulmarv1.Watch) (Made, error) {
 		return m, err
 	}
 	m.Newest, m.Settled = head.GetNewest(), true
-	if m.Newest > w.GetGeneration() { // its record is written before its first event is said
+	if messages.Find(head, m.Newest).GetState() == fulmarv1.State_STATE_UNDERWAY && m.Newest > w.GetGeneration() {
 		newest, _, err := s.bus.Last(ctx, w.GetStack(), m.Newest)
 		if err != nil {
 			return m, err
 		}
-		m.Settled = newest != nil
+		m.Settled = newest != nil // the record of a watch is written before the first event is said
 	}
 	if w.GetSent() != 0 {
 		sent, _, err := s.bus.Last(ctx, w.GetStack(), w.GetSent())
 		if err != nil {
 			return m, err
 		}
-		m.Rejected = messages.Verb(sent.GetVerb()) == messages.Rejected
+		gone := sent == nil && m.Newest > w.GetSent() // requests are entered in their order; only its events are gone
+		m.Rejected = gone || messages.Verb(sent.GetVerb()) == messages.Rejected
 	}
 	return m, nil
 }

@@ -8,8 +8,10 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"fulmar/messages"
 	fulmarv1 "fulmar/messages/fulmar/v1"
 )
 
@@ -76,27 +78,35 @@ func TestWhatMovedBeforeTheFirstLookIsDeployed(t *testing.T) {
 	})
 }
 
+// TestAPersonWhoDeploysWhatMovedIsNotOverrun has a push that a person deploys before a look has found it.
+func TestAPersonWhoDeploysWhatMovedIsNotOverrun(t *testing.T) {
+	w := newWorld(t)
+	w.start()
+	w.following()
+	second := w.repo.push("main")
+	w.deploy(w.www())
+	w.await("its first look", func(r *fulmarv1.Watch, s *fulmarv1.WatchedSource) bool {
+		return r.GetGeneration() == 2 && s.GetSeen() == second
+	})
+	w.pass() // the build is underway
+	w.built(2, second)
+	w.pass()
+	w.wantRequests(2)
+}
+
 // TestABuilderDiesInTheMiddle has builders that do a part of a look and are gone, and then another one.
 func TestABuilderDiesInTheMiddle(t *testing.T) {
 	for name, die := range map[string]func(ctx context.Context, s *Service, w *fulmarv1.Watch) error{
 		"after it put off the others": func(context.Context, *Service, *fulmarv1.Watch) error { return nil },
 		"after it wrote what it found": func(ctx context.Context, s *Service, w *fulmarv1.Watch) error {
-			answers, err := s.ask(ctx, w)
-			if err != nil {
-				return err
-			}
-			_, r, err := s.conclude(ctx, w, answers, s.config.Clock.Now())
+			_, r, err := s.conclude(ctx, w, s.ask(ctx, w), s.config.Clock.Now())
 			if r == nil && err == nil {
 				err = errors.New("there was nothing to send")
 			}
 			return err
 		},
 		"after it sent the request": func(ctx context.Context, s *Service, w *fulmarv1.Watch) error {
-			answers, err := s.ask(ctx, w)
-			if err != nil {
-				return err
-			}
-			w, r, err := s.conclude(ctx, w, answers, s.config.Clock.Now())
+			w, r, err := s.conclude(ctx, w, s.ask(ctx, w), s.config.Clock.Now())
 			if err != nil {
 				return err
 			}
@@ -123,6 +133,9 @@ func TestABuilderDiesInTheMiddle(t *testing.T) {
 			if err := die(t.Context(), dead, record); err != nil {
 				t.Fatal(err)
 			}
+			if n := uint64(len(w.requests())); n > 1 {
+				w.event(n)
+			}
 			w.start()
 			w.pass()
 			w.await("the push is deployed", func(r *fulmarv1.Watch, s *fulmarv1.WatchedSource) bool {
@@ -134,36 +147,42 @@ func TestABuilderDiesInTheMiddle(t *testing.T) {
 	}
 }
 
-// TestAFrozenLookDoesNothing has a builder that is frozen while it asks, until another one has done its work.
+// TestAFrozenLookDoesNothing has a builder that is frozen while it asks, until another one has done its work, and that was
+// told something old.
 func TestAFrozenLookDoesNothing(t *testing.T) {
-	w := newWorld(t)
-	stop := w.start()
-	w.following()
-	stop()
-	ask := w.lookers.Git
-	frozen, thaw := make(chan struct{}), make(chan struct{})
-	w.lookers.Git = func(ctx context.Context, g *fulmarv1.GitSource) (string, error) {
-		close(frozen)
-		<-thaw
-		return strings.Repeat("0", 40), nil // what it was long ago
+	for name, pushed := range map[string]bool{"with a push meanwhile": true, "with none": false} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			seen := w.followingAlone()
+			ask := w.lookers.Git
+			frozen, thaw := make(chan struct{}), make(chan struct{})
+			w.lookers.Git = func(context.Context, *fulmarv1.GitSource) (string, error) {
+				close(frozen)
+				<-thaw
+				return strings.Repeat("0", 40), nil
+			}
+			late := w.replica()
+			w.clock.advance(2 * time.Minute)
+			done := make(chan error, 1)
+			go func() { done <- late.look(context.WithoutCancel(t.Context()), "web") }()
+			<-frozen
+			w.lookers.Git = ask
+			generation := uint64(1)
+			if pushed {
+				seen, generation = w.repo.push("main"), 2
+			}
+			w.start()
+			w.pass()
+			w.await("another one looks", func(r *fulmarv1.Watch, s *fulmarv1.WatchedSource) bool {
+				return r.GetGeneration() == generation && s.GetSeen() == seen
+			})
+			close(thaw)
+			if err := <-done; err != nil {
+				t.Error(err)
+			}
+			w.wantRequests(int(generation))
+		})
 	}
-	late := w.replica()
-	w.clock.advance(2 * time.Minute)
-	done := make(chan error, 1)
-	go func() { done <- late.look(context.WithoutCancel(t.Context()), "web") }()
-	<-frozen
-	w.lookers.Git = ask
-	second := w.repo.push("main")
-	w.start()
-	w.pass()
-	w.await("the push is deployed", func(r *fulmarv1.Watch, s *fulmarv1.WatchedSource) bool {
-		return r.GetGeneration() == 2 && s.GetSeen() == second
-	})
-	close(thaw)
-	if err := <-done; err != nil {
-		t.Error(err)
-	}
-	w.wantRequests(2)
 }
 
 // TestTwoThatSendAtOnceAreOneDeployment has a builder that is frozen right before it sends what another one sends, too.
@@ -183,11 +202,7 @@ func TestTwoThatSendAtOnceAreOneDeployment(t *testing.T) {
 	if err := late.bus.Watches.Put(t.Context(), "web", record, rev); err != nil {
 		t.Fatal(err)
 	}
-	answers, err := late.ask(t.Context(), record)
-	if err != nil {
-		t.Fatal(err)
-	}
-	record, request, err := late.conclude(t.Context(), record, answers, w.clock.Now())
+	record, request, err := late.conclude(t.Context(), record, late.ask(t.Context(), record), w.clock.Now())
 	if err != nil || request == nil {
 		t.Fatalf("%v, %v", request, err)
 	}
@@ -327,7 +342,8 @@ func TestAPausedWatchDoesNotLook(t *testing.T) {
 	stop()
 	stop = w.start() // it survives that
 	w.clock.advance(time.Hour)
-	w.deploy(w.www())
+	w.built(w.deploy(w.www()), second)
+	third := w.repo.push("main")
 	w.await("a deployment keeps the pause", func(r *fulmarv1.Watch, _ *fulmarv1.WatchedSource) bool {
 		return r.GetGeneration() == 2 && r.GetPaused()
 	})
@@ -338,7 +354,7 @@ func TestAPausedWatchDoesNotLook(t *testing.T) {
 	w.start()
 	edit(func(r *fulmarv1.Watch) *fulmarv1.Watch { return Resume(r, w.clock.Now()) })
 	w.await("it is deployed at once", func(r *fulmarv1.Watch, s *fulmarv1.WatchedSource) bool {
-		return r.GetGeneration() == 3 && s.GetSeen() == second
+		return r.GetGeneration() == 3 && s.GetSeen() == third
 	})
 }
 
@@ -391,11 +407,77 @@ func TestAWishDuringALookIsNotLost(t *testing.T) {
 }
 
 // followingAlone is following, with no builder that looks any more.
-func (w *world) followingAlone() {
+func (w *world) followingAlone() (commit string) {
 	w.t.Helper()
 	stop := w.start()
-	w.following()
+	commit = w.following()
 	stop()
+	return commit
+}
+
+// TestARequestThatIsJustBeingAcceptedIsWaitedFor has a builder that is frozen between the head and the record.
+func TestARequestThatIsJustBeingAcceptedIsWaitedFor(t *testing.T) {
+	w := newWorld(t)
+	w.followingAlone()
+	w.repo.push("main")
+	frozen, thaw := make(chan struct{}), make(chan struct{})
+	freeze := func() {
+		close(frozen)
+		<-thaw
+	}
+	w.entered.Store(&freeze)
+	unwatched := w.www()
+	unwatched.Watch = false
+	body, err := proto.Marshal(unwatched)
+	if err != nil {
+		t.Fatal(err)
+	}
+	generation, err := w.Request(t.Context(), fulmarv1.Kind_KIND_DEPLOY, "web", body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-frozen
+	w.clock.advance(2 * time.Minute)
+	if err := w.replica().look(t.Context(), "web"); err != nil {
+		t.Fatal(err)
+	}
+	close(thaw)
+	w.event(generation)
+	w.wantRequests(2)
+	if r, _, err := w.Watches.Get(t.Context(), "web"); err != nil || Following(r) {
+		t.Errorf("the record is %v, %v", r, err)
+	}
+}
+
+// TestWhatTheLogHasForgottenHoldsNothingUp has a stack whose events are gone, all but its first.
+func TestWhatTheLogHasForgottenHoldsNothingUp(t *testing.T) {
+	w := newWorld(t)
+	w.start()
+	w.following()
+	why := "the network is gone"
+	w.refuse.Store(&why)
+	w.repo.push("main")
+	w.pass()
+	w.await("it is sent", func(r *fulmarv1.Watch, _ *fulmarv1.WatchedSource) bool { return r.GetSent() == 2 })
+	w.event(2)
+	w.refuse.Store(nil)
+	renewed := w.request(fulmarv1.Kind_KIND_RENEW, nil)
+	if _, err := w.Heads.Edit(t.Context(), "web", func(h *fulmarv1.Head) (*fulmarv1.Head, error) {
+		n := proto.CloneOf(h)
+		n.Deployments = nil // it is retired
+		return n, nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	stream, err := w.JS.Stream(t.Context(), messages.EventStream)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := stream.Purge(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	w.pass()
+	w.await("it is sent again", func(r *fulmarv1.Watch, _ *fulmarv1.WatchedSource) bool { return r.GetGeneration() == renewed+1 })
 }
 
 // TestSomebodyElsesRequestComesFirst has a request without watch that enters the head while a builder is about to send.

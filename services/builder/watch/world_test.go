@@ -82,6 +82,7 @@ type world struct {
 	records *bus.View[*fulmarv1.Watch]
 	lookers Lookers
 	refuse  atomic.Pointer[string] // why requests are rejected
+	entered atomic.Pointer[func()] // is called once when a request is in the head
 }
 
 // upstream is a repository that git serves over http.
@@ -147,6 +148,9 @@ func (w *world) accept(ctx context.Context, r bus.Request) (*fulmarv1.Event, err
 	})
 	if err != nil {
 		return nil, err
+	}
+	if f := w.entered.Swap(nil); f != nil {
+		(*f)()
 	}
 	if err := New(w.Bus, Config{Clock: Clock{w.clock.Now, w.clock.Until}}).Accepted(ctx, r); err != nil {
 		return nil, err
