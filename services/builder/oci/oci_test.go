@@ -2,6 +2,7 @@ package oci_test
 
 import (
 	"bytes"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -14,9 +15,11 @@ import (
 	gcrlayout "github.com/google/go-containerregistry/pkg/v1/layout"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"go.uber.org/goleak"
 
+	"fulmar/services/builder/docker"
 	"fulmar/services/builder/docker/dockertest"
 )
 
@@ -183,4 +186,81 @@ func TestWhatDockerSaves(t *testing.T) {
 	wantRefusal(t, err, badImage, "names 2 images: name one of")
 	_, _, err = extract(t, path, "fulmar-other:live", "/unikernel")
 	wantRefusal(t, err, absent, "it has no image fulmar-other:live, only fulmar-")
+}
+
+// TestAnEngineAgrees gives an engine the layers that we read, as docker save writes them, and compares.
+func TestAnEngineAgrees(t *testing.T) {
+	layers := [][]dockertest.File{
+		{
+			{Name: "a/"},
+			file("a/kept", "kept"), file("a/gone", "gone"),
+			{Name: "b/"},
+			{Name: "b/c/"},
+			file("b/c/old", "old"), file("b/old", "old"),
+			file("changed", "old"), link("link", "a/kept"),
+			{Name: "hard", Link: "a/kept", Type: '1'},
+			{Name: "d/"},
+			file("d/e", "e"), file("tofile", "f"),
+			{Name: "todir/"},
+			file("todir/x", "x"),
+		},
+		{
+			{Name: "a/"},
+			file("a/.wh.gone", ""), file("a/new", "new"),
+			{Name: "b/"},
+			file("b/.wh..wh..opq", ""), file("b/new", "new"),
+			{Name: "b/c/"},
+			file("b/c/new", "new"),
+			file("changed", "new"), file(".wh.d", ""), link("todir", "a"), link("up", "b/../../x"), link("around", "/a/../link"),
+		},
+		{{Name: "d/"}, file("d/f", "f"), {Name: "tofile/"}, file("tofile/y", "y"), {Name: "a/"}, link("a/gone", "/hard"), link("b", "a")},
+	}
+	l := newLayout(t)
+	var saved struct {
+		Config   string
+		RepoTags []string
+		Layers   []string
+	}
+	config := ocispec.Image{Platform: ocispec.Platform{OS: "linux", Architecture: "amd64"}, RootFS: ocispec.RootFS{Type: "layers"}}
+	for n, files := range layers {
+		archive, name := dockertest.Archive(t, files...), fmt.Sprintf("%d/layer.tar", n)
+		l.files[name] = archive
+		saved.Layers = append(saved.Layers, name)
+		config.RootFS.DiffIDs = append(config.RootFS.DiffIDs, digest.FromBytes(archive))
+	}
+	saved.Config, saved.RepoTags = digest.FromBytes(marshal(t, config)).Encoded()+".json", []string{"fulmar-agree:test"}
+	l.files[saved.Config], l.files["manifest.json"] = marshal(t, config), marshal(t, []any{saved})
+	path := l.archive()
+
+	own := dockertest.Start(t)
+	e, err := docker.New(docker.Config{Host: own.Host(), Owner: t.Name()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { e.Close() })
+	archive, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer archive.Close()
+	loaded, err := dockertest.Client(t, own.Host()).ImageLoad(t.Context(), archive)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dockertest.Finish(t, loaded.Body)
+	i, err := e.Resolve(t.Context(), docker.Reference{Image: saved.RepoTags[0], Pull: docker.PullNever})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{
+		"/a/kept", "/a/gone", "/a/new", "/b/c/old", "/b/old", "/b/new", "/b/kept", "/b/c/new", "/changed", "/link", "/hard", "/d/e", "/d/f", "/d", "/tofile", "/tofile/y", "/todir/x",
+		"/todir/kept", "/up", "/around", "/.wh.d", "/absent/x",
+	} {
+		var theirs bytes.Buffer
+		theirErr := e.Extract(t.Context(), i.ID, name, &theirs, 1<<20)
+		ours, got, err := extract(t, path, "", name)
+		if fmt.Sprint(err) != fmt.Sprint(theirErr) || got != theirs.String() || ours.Digest != i.ID {
+			t.Errorf("%s is %q, %v; an engine says %q, %v", name, got, err, theirs.String(), theirErr)
+		}
+	}
 }
