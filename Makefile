@@ -13,7 +13,7 @@ GOLANGCI := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 GOFUMPT := mvdan.cc/gofumpt@v0.12.0
 
 # What the tests and the demonstration need of the system, as command:package.
-NEEDS := gcc:gcc make:make ip:iproute2 iptables-restore:iptables conntrack:conntrack nft:nftables ping:iputils-ping tc:iproute2 systemd-analyze:systemd docker-compose:docker-compose dockerd:docker.io
+NEEDS := gcc:gcc make:make ip:iproute2 iptables-restore:iptables conntrack:conntrack nft:nftables ping:iputils-ping tc:iproute2 systemd-analyze:systemd docker-compose:docker-compose dockerd:docker.io git:git ssh:openssh-client
 
 .PHONY: help
 help: ## list the targets
@@ -43,8 +43,8 @@ demo: root needs build ## deploy, update under load, roll back and retire a real
 
 .PHONY: test
 test: root needs ## run every test, against real parts
-	go test -race -shuffle=on -timeout 15m $$(go list ./... | grep -v '^fulmar/model$$')
-	go test -shuffle=on -timeout 15m ./model # one worker at a time: nothing for the race detector, and much to run
+	go test $(TESTFLAGS) -race -shuffle=on -timeout 15m $$(go list ./... | grep -v '^fulmar/model$$')
+	go test $(TESTFLAGS) -shuffle=on -timeout 15m ./model # one worker at a time: nothing for the race detector, and much to run
 
 .PHONY: bench
 bench: root needs build ## measure what docs/PERFORMANCE.md says

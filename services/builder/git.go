@@ -172,15 +172,18 @@ func (s *sources) context(ctx context.Context, g *fulmarv1.GitSource, r recipe, 
 		}
 		c.Add = []git.File{{Name: generated, Text: []byte(text)}}
 	}
-	ignore, err := checkout.ReadFile(ctx, path.Join(g.GetDirectory(), ".dockerignore"))
-	if errors.Is(err, fs.ErrNotExist) {
-		return c, nil
-	}
-	if err == nil {
-		c.Keep, err = docker.KeepFile(ignore, r.build.Dockerfile)
-	}
-	if err != nil {
-		return c, fmt.Errorf(".dockerignore: %w", err)
+	for _, name := range []string{r.build.Dockerfile + ".dockerignore", ".dockerignore"} { // the one of the Dockerfile itself goes first
+		ignore, err := checkout.ReadFile(ctx, path.Join(g.GetDirectory(), name))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err == nil {
+			c.Keep, err = docker.KeepFile(ignore, r.build.Dockerfile)
+		}
+		if err != nil {
+			return c, fmt.Errorf("%s: %w", name, err)
+		}
+		break
 	}
 	return c, nil
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -155,18 +156,28 @@ type run struct {
 	ref    string // by which the image is held until it is discarded
 }
 
-// source is a context, and why it ended.
+// source is a context, and why it ended. The connection to the engine may read it longer than a build lasts.
 type source struct {
 	io.Reader
+
+	mu  sync.Mutex
 	err error
 }
 
 func (s *source) Read(p []byte) (int, error) {
 	n, err := s.Reader.Read(p)
 	if err != nil && !errors.Is(err, io.EOF) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
 		s.err = err
 	}
 	return n, err
+}
+
+func (s *source) failure() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.err
 }
 
 func (r *run) options() build.ImageBuildOptions {
@@ -227,8 +238,8 @@ func (r *run) judge(ctx context.Context, step string, err error) error {
 		return nil
 	case ctx.Err() != nil:
 		return fmt.Errorf("%s: %w", doing, context.Cause(ctx))
-	case r.source.err != nil:
-		return fmt.Errorf("read the context of a build: %w", r.source.err)
+	case r.source.failure() != nil:
+		return fmt.Errorf("read the context of a build: %w", r.source.failure())
 	case fault(err):
 		return messages.Refuse(fulmarv1.ReasonCode_REASON_CODE_BUILD, "%s: %w", doing, short(err))
 	}
@@ -238,7 +249,7 @@ func (r *run) judge(ctx context.Context, step string, err error) error {
 // fault reports whether it is the Dockerfile that failed, which it would again, and not the engine or the network.
 func fault(err error) bool {
 	text := err.Error()
-	for _, sign := range []string{"exit code: ", "returned a non-zero code: "} {
+	for _, sign := range []string{"exit code: ", "returned a non-zero code: ", "Cannot locate specified Dockerfile"} {
 		if strings.Contains(text, sign) {
 			return true
 		}

@@ -236,6 +236,13 @@ func TestADockerfileThatFailsIsRefused(t *testing.T) {
 				}
 			}
 		}
+		for want, b := range map[string]docker.Build{"absent.Dockerfile": {Dockerfile: "absent.Dockerfile"}, "nowhere": {Target: "nowhere"}} {
+			b.Builder = builder
+			_, _, err := s.try(t, b, "FROM "+base+"\n")
+			if refusal, ok := messages.AsRefusal(err); !ok || refusal.Code != fulmarv1.ReasonCode_REASON_CODE_BUILD || !strings.Contains(err.Error(), want) {
+				t.Errorf("Build of %+v = %v, want that it is refused with %q", b, err, want)
+			}
+		}
 		if left := s.left(t); len(left) != 0 {
 			t.Errorf("images are left: %v", left)
 		}

@@ -16,11 +16,11 @@ import (
 func KeepFile(ignore []byte, dockerfile string) (func(path string) bool, error) {
 	patterns, err := ignorefile.ReadAll(bytes.NewReader(ignore))
 	if err != nil {
-		return nil, messages.Refuse(fulmarv1.ReasonCode_REASON_CODE_BUILD, ".dockerignore: %w", err)
+		return nil, messages.Refuse(fulmarv1.ReasonCode_REASON_CODE_BUILD, "%w", err)
 	}
 	matcher, err := patternmatcher.New(patterns)
 	if err != nil {
-		return nil, messages.Refuse(fulmarv1.ReasonCode_REASON_CODE_BUILD, ".dockerignore: %w", err)
+		return nil, messages.Refuse(fulmarv1.ReasonCode_REASON_CODE_BUILD, "%w", err)
 	}
 	return func(name string) bool {
 		if name == path.Clean(dockerfile) {
