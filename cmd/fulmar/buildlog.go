@@ -163,10 +163,12 @@ func (l *buildLogs) print(unit string, line buildlog.Line) error {
 	return err
 }
 
-// printStep prints a line of a build while its deployment is followed: what happens to its steps, but not what they say.
+// printStep prints a line of a build while its deployment is followed: what happens to the steps of its Dockerfile, but not
+// what they say, nor what the engine does beside them.
 func (f *follower) printStep(m *nats.Msg) error {
 	unit, line := lineOf(m)
-	if m.Subject != messages.BuildLogSubject(f.stack, f.generation) || line.Step != "" && line.State == "" {
+	beside := line.Step != "" && (line.State == "" || !strings.HasPrefix(line.Step, "[") || strings.HasPrefix(line.Step, "[internal]"))
+	if m.Subject != messages.BuildLogSubject(f.stack, f.generation) || beside {
 		return nil
 	}
 	text := []rune(line.String())

@@ -82,10 +82,10 @@ func TestEqualBuildsThatAreWantedAtOnceAreBuiltOnce(t *testing.T) {
 	made := w.store("image")
 	var builds, cached atomic.Int32
 	var all sync.WaitGroup
-	for _, c := range []*cache{w.caching(), w.caching()} {
+	for r, c := range []*cache{w.caching(), w.caching()} {
 		for n := range 5 {
 			all.Go(func() {
-				d, err := c.get(t.Context(), order{key: key, log: w.log(fmt.Sprintf("unit%d", n)), make: func(context.Context) (*fulmarv1.BuildRecord, error) {
+				d, err := c.get(t.Context(), order{key: key, log: w.log(fmt.Sprintf("unit%d-%d", r, n)), make: func(context.Context) (*fulmarv1.BuildRecord, error) {
 					builds.Add(1)
 					return made, nil
 				}})
