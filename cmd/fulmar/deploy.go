@@ -70,6 +70,11 @@ func (c *deployCmd) Run(e *env) error {
 			if u.Image.Source, err = upload(e.ctx, b, path, u.GetImage().GetSha256()); err != nil {
 				return err
 			}
+			signatures, err := signaturesBeside(path)
+			if err != nil {
+				return err
+			}
+			u.Image.Signatures = append(u.Image.Signatures, signatures...)
 		}
 	}
 	return c.send(e, b, fulmarv1.Kind_KIND_DEPLOY, r)
