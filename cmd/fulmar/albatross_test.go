@@ -212,7 +212,10 @@ func TestAlbatrossCommands(t *testing.T) {
 				l.says("removed policy of user:", "policy", "remove", "user")
 				l.says("watched :extra", "stats-add", "extra", "42", "--tap", "service:tap7")
 				want := albatross.StatsAdd{PID: 42, Taps: []albatross.Tap{{Bridge: "service", Tap: "tap7"}}}
-				if diff := cmp.Diff(want, l.daemon.watched); diff != "" {
+				l.daemon.mu.Lock()
+				got := l.daemon.watched
+				l.daemon.mu.Unlock()
+				if diff := cmp.Diff(want, got); diff != "" {
 					t.Errorf("what is watched (-want +got):\n%s", diff)
 				}
 				l.fails("want NETIF:TAP", "stats-add", "extra", "42", "--tap", "tap7")

@@ -352,7 +352,8 @@ func (e *env) printStats(name albatross.Name, s albatross.Stats) error {
 	}
 	seconds := func(t albatross.Timeval) float64 { return float64(t.Sec) + float64(t.Usec)/1e6 }
 	var line strings.Builder
-	fmt.Fprintf(&line, "%s  cpu %.2fs user %.2fs system, memory %d KB at most", name, seconds(s.Rusage.UTime), seconds(s.Rusage.STime), s.Rusage.MaxRSS)
+	fmt.Fprintf(&line, "%s  cpu %.2fs user %.2fs system, memory %s at most", name, seconds(s.Rusage.UTime), seconds(s.Rusage.STime),
+		bytesOf(float64(s.Rusage.MaxRSS)*float64(os.Getpagesize()))) // pages, where the daemon runs on Linux
 	for _, i := range s.Interfaces {
 		fmt.Fprintf(&line, ", %s in %d bytes out %d bytes", i.Bridge, i.InputBytes, i.OutputBytes)
 	}
