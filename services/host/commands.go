@@ -35,6 +35,11 @@ func (s *Service) absent(name albatross.Name) (albatross.Payload, error) {
 
 // answer carries out one command of vmmd.sock. After a policy is added the client may give another.
 func (s *Service) answer(ctx context.Context, conn net.Conn, request albatross.Wire) (more bool) {
+	if _, ok := request.Payload.(albatross.StatsInitial); ok {
+		s.metrics.commands.WithLabelValues("stats_initial", "ok").Inc()
+		s.announce(ctx, conn, request.Header)
+		return false
+	}
 	begin := time.Now()
 	name, reply, err := s.command(ctx, conn, request)
 	result := "ok"
@@ -82,7 +87,7 @@ func (s *Service) command(ctx context.Context, conn net.Conn, request albatross.
 		reply, err = s.removePolicy(request.Name)
 		return "policy_remove", reply, err
 	case albatross.ConsoleAdd, albatross.ConsoleSubscribe, albatross.ConsoleListInactive,
-		albatross.StatsAdd, albatross.StatsRemove, albatross.StatsSubscribe, albatross.StatsInitial:
+		albatross.StatsAdd, albatross.StatsRemove, albatross.StatsSubscribe:
 		return "other", nil, refusal("unknown command")
 	case albatross.Command:
 		return s.blockCommand(ctx, conn, request)

@@ -2,8 +2,9 @@
 //
 // It hears commands on the Unix socket <run>/util/vmmd.sock (unikernels: create, force create, restart, destroy, get, info; policies: add,
 // remove, info; block devices: add, set, dump, remove, info) and subscriptions on <run>/util/console.sock and <run>/util/stat.sock, and
-// answers in the words of albatross. It speaks to nobody else and knows nothing of the bus. Images of the target spt always run, those of hvt
-// where there is /dev/kvm, looked after by a process of this same program.
+// answers in the words of albatross; it also serves albatross's own daemon of statistics, and reads consoles that albatross's daemon asks it to.
+// It speaks to nobody else and knows nothing of the bus. Images of the target spt always run, those of hvt
+// where there is /dev/kvm, looked after by a process of fulmar-hvt or of this same program.
 //
 // A console keeps the last lines that a unikernel has written, and at its end one of host's: "fulmar: exited with status 3",
 // "fulmar: killed by signal SIGSYS" or "fulmar: exited, status unknown". By then info does not list the unikernel any more.
@@ -96,9 +97,10 @@ type Service struct {
 	ready    chan struct{}
 	self     *albatross.Client // for Healthy
 
-	mu    sync.Mutex
-	names map[albatross.Name]*entry
-	refs  map[string]int // of images, by digest
+	mu      sync.Mutex
+	names   map[albatross.Name]*entry
+	refs    map[string]int // of images, by digest
+	changes changes        // of what runs
 
 	budget budget
 
@@ -116,7 +118,7 @@ func New(cfg Config, log *slog.Logger, reg prometheus.Registerer) (_ *Service, e
 		cfg: cfg, log: log,
 		consoles: newConsoles(), slots: newSlots(), ready: make(chan struct{}),
 		self:  &albatross.Client{Dir: cfg.RunDir},
-		names: make(map[albatross.Name]*entry), refs: make(map[string]int),
+		names: make(map[albatross.Name]*entry), refs: make(map[string]int), changes: newChanges(),
 	}
 	if s.boot, err = bootID(); err != nil {
 		return nil, err

@@ -73,6 +73,7 @@ func (s *Service) put(e *entry, inst *instance) {
 		s.unrefImage(e.inst.record.Digest)
 	}
 	e.inst = inst
+	s.changes.tell()
 }
 
 // forget ends an entry, which is locked, and whose instance is done.
@@ -189,6 +190,9 @@ func (s *Service) buried(inst *instance, ended exit) {
 		s.log.Error("could not clean up after a unikernel", "unikernel", name.String(), "err", err)
 	}
 	inst.gone.Store(true) // who reads of the end on the console does not find it in the infos
+	s.mu.Lock()
+	s.changes.tell()
+	s.mu.Unlock()
 	now := time.Now()
 	inst.console.setEnded(now) // and finds the console among the inactive ones
 	if by := inst.stopping.Load(); by || inst.record.Args.Fail.Restart || inst.record.Args.AddName {
