@@ -173,4 +173,3 @@ func (w *world) daemon() {
 	})
 	w.t.Cleanup(func() { _ = l.Close(); group.Wait() })
 }
-
