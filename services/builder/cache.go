@@ -21,6 +21,8 @@ const (
 	claimTerm    = 15 * time.Second // after it the claim of a builder that died is anybody's
 	prolongings  = 5                // of a claim in its term
 	releaseLimit = 5 * time.Second  // for giving a claim back when a build ends
+
+	recordAge = 90 * 24 * time.Hour // for which a record outlives its image
 )
 
 // errLost reports that a claim was taken over by somebody else, who builds now.
@@ -255,4 +257,25 @@ func (c *cache) tryRelease(ctx context.Context, key, id string) error {
 	n := proto.CloneOf(r)
 	n.ClaimedBy, n.ClaimedFor, n.ClaimedUntil = "", "", nil
 	return c.bus.Builds.Put(ctx, key, n, rev)
+}
+
+// forget removes the records that are old and whose image is gone.
+func (c *cache) forget(ctx context.Context) error {
+	for key := range c.view.All() {
+		r, rev, err := c.bus.Builds.Get(ctx, key)
+		if err != nil {
+			return err
+		}
+		if rev == 0 || c.now().Sub(r.GetMade().AsTime()) < recordAge || c.now().Sub(r.GetClaimedUntil().AsTime()) < recordAge {
+			continue
+		}
+		_, err = c.bus.Images.GetInfo(ctx, r.GetImage())
+		if r.GetImage() == "" || errors.Is(err, jetstream.ErrObjectNotFound) {
+			err = c.bus.Builds.Delete(ctx, key, rev)
+		}
+		if err != nil && !errors.Is(err, jetstream.ErrKeyRevisionMismatch) {
+			return fmt.Errorf("forget build %s: %w", key, err)
+		}
+	}
+	return nil
 }

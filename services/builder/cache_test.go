@@ -270,3 +270,35 @@ func TestABuilderThatWasFrozen(t *testing.T) {
 		}
 	})
 }
+
+func TestOldRecordsWhoseImageIsGoneAreForgotten(t *testing.T) {
+	w := newWorld(t)
+	c := w.caching()
+	there := w.store("there").GetImage()
+	gone := digestOf([]byte("gone"))
+	old, young := timestamppb.New(time.Now().Add(-recordAge-time.Hour)), timestamppb.New(time.Now().Add(-recordAge+time.Hour))
+	records := map[string]*fulmarv1.BuildRecord{
+		"old-there":    {Image: there, Made: old},
+		"young-gone":   {Image: gone, Made: young},
+		"old-claimed":  {Image: gone, Made: old, ClaimedBy: "b", ClaimedUntil: young},
+		"old-gone":     {Image: gone, Made: old},
+		"claimed-once": {ClaimedBy: "dead", ClaimedUntil: old},
+	}
+	for key, r := range records {
+		if err := w.Builds.Put(t.Context(), key, r, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := c.view.CaughtUp(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.forget(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	delete(records, "old-gone")
+	delete(records, "claimed-once")
+	left, err := w.Builds.All(t.Context())
+	if diff := cmp.Diff(records, left, protocmp.Transform()); err != nil || diff != "" {
+		t.Errorf("left: %v (-want +got):\n%s", err, diff)
+	}
+}

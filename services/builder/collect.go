@@ -19,7 +19,7 @@ const defaultCollect = time.Hour
 // acceptor is the consumer of requests.
 const acceptor = "builder-accept"
 
-// collects removes, at once and then periodically, images that nobody needs, until ctx ends.
+// collects removes, at once and then periodically, images that nobody needs and old records of builds, until ctx ends.
 func (s *Service) collects(ctx context.Context) error {
 	every := s.config.Collect
 	if every <= 0 {
@@ -28,7 +28,8 @@ func (s *Service) collects(ctx context.Context) error {
 	t := time.NewTicker(every)
 	defer t.Stop()
 	for {
-		if _, err := s.collect(ctx, false); err != nil && ctx.Err() == nil {
+		_, err := s.collect(ctx, false)
+		if err = errors.Join(err, s.cache.forget(ctx)); err != nil && ctx.Err() == nil {
 			s.bus.Log.Warn("collection was incomplete", "err", err)
 		}
 		select {
