@@ -24,7 +24,7 @@ func image(t *testing.T, text string) *fulmarv1.Image {
 	return i
 }
 
-func parse(t *testing.T, text string) *policy.Policy {
+func parse(t testing.TB, text string) *policy.Policy {
 	t.Helper()
 	p, err := policy.Parse([]byte(text))
 	if err != nil {
@@ -40,7 +40,7 @@ func wantRefusal(t *testing.T, err error, text string) {
 	}
 }
 
-func read(t *testing.T, name string) string {
+func read(t testing.TB, name string) string {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join("testdata", name))
 	if err != nil {
@@ -161,7 +161,7 @@ func indent(text string) string {
 }
 
 // keys are those of testdata.
-func keys(t *testing.T) string {
+func keys(t testing.TB) string {
 	text := "keys:\n"
 	for name, file := range map[string]string{"release": "release.pub", "other": "other.pub", "ecdsa": "ecdsa.pem", "rsa": "rsa.pem", "ed25519": "ed25519.pem"} {
 		text += "  " + name + ": |\n" + indent(read(t, file))
@@ -243,6 +243,7 @@ func FuzzVerify(f *testing.F) {
 		}
 		f.Add(string(text))
 	}
+	p := parse(f, "allow: [{source: '**', signed: [release, other, ecdsa, rsa, ed25519]}]\n"+keys(f))
 	f.Fuzz(func(t *testing.T, signature string) {
 		changed, err := os.Create(filepath.Join(t.TempDir(), "image"))
 		if err != nil {
@@ -252,7 +253,6 @@ func FuzzVerify(f *testing.F) {
 		if _, err := changed.WriteString("another image\n"); err != nil {
 			t.Fatal(err)
 		}
-		p := parse(t, "allow: [{source: '**', signed: [release, other, ecdsa, rsa, ed25519]}]\n"+keys(t))
 		wantRefusal(t, p.Verify(image(t, `"file":"/srv/www"`), changed, []string{signature}), "")
 	})
 }
