@@ -21,7 +21,7 @@ func newMetrics(r prometheus.Registerer) metrics {
 			Name: "fulmar_builder_watch_requests_total", Help: "Requests that were sent because a source had moved.",
 		}),
 		webhooks: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "fulmar_builder_webhooks_total", Help: "Webhooks by their end: asked (for a look), unknown (nobody follows it), ignored (no push), unverified, bad, busy.",
+			Name: "fulmar_builder_webhooks_total", Help: "Webhooks by their end: asked (for a look), unknown (nobody follows it), ignored (no push), unverified, bad, busy, failed (here).",
 		}, []string{"provider", "result"}),
 	}
 	r.MustRegister(m.looks, m.sent, m.webhooks)

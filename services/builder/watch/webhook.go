@@ -90,7 +90,7 @@ func (s *Service) hook(w http.ResponseWriter, r *http.Request, p provider) {
 	secrets, err := s.config.Secrets()
 	if err != nil {
 		s.bus.Log.Error("secret of webhooks was not read", "err", err)
-		s.reply(w, p, http.StatusInternalServerError, "unverified", "the secret of the webhooks cannot be read here")
+		s.reply(w, p, http.StatusInternalServerError, "failed", "the secret of the webhooks cannot be read here")
 		return
 	}
 	if !p.authentic(r.Header, body, secrets) {
@@ -111,7 +111,7 @@ func (s *Service) hook(w http.ResponseWriter, r *http.Request, p provider) {
 	switch {
 	case err != nil:
 		s.bus.Log.Error("look was not asked for", "err", err)
-		s.reply(w, p, http.StatusInternalServerError, "bad", "the bus does not answer")
+		s.reply(w, p, http.StatusInternalServerError, "failed", "the bus does not answer")
 	case len(stacks) == 0:
 		s.reply(w, p, http.StatusAccepted, "unknown", "no stack follows "+limited(strings.Join(urls, " or "), 400))
 	default:
