@@ -51,6 +51,7 @@ bench: root needs build ## measure what docs/PERFORMANCE.md says
 	CGO_ENABLED=0 go build -trimpath -o bin/ ./e2e/bench
 	./bin/bench $(BENCH)
 	go test -run '^$$' -bench . -benchtime 1s ./services/host | grep -E '^(Benchmark|FAIL|--- FAIL|panic)'
+	go test -run '^$$' -bench CacheHit -benchtime 200x ./services/builder | grep -E '^(Benchmark|FAIL|--- FAIL|panic)'
 	go test -run '^$$' -bench Extract -benchtime 20x ./services/builder/docker | grep -E '^(Benchmark|FAIL|--- FAIL|panic)'
 
 .PHONY: fuzz

@@ -38,7 +38,7 @@ const patience = time.Minute
 
 // world is a bus of its own with a network, a host that runs spt, and a folder of images.
 type world struct {
-	t      *testing.T
+	t      testing.TB
 	server *bus.Server
 	*bus.Bus
 	said     jetstream.MessagesContext
@@ -49,12 +49,12 @@ type world struct {
 	patience time.Duration // --patience
 }
 
-func newWorld(t *testing.T) *world {
+func newWorld(t testing.TB) *world {
 	t.Helper()
 	return newWorldOn(t, bustest.Server(t))
 }
 
-func newWorldOn(t *testing.T, server *bus.Server) *world {
+func newWorldOn(t testing.TB, server *bus.Server) *world {
 	t.Helper()
 	w := &world{t: t, server: server, root: t.TempDir(), temp: t.TempDir(), held: t.TempDir()}
 	w.engine = "unix://" + w.root + "/none"
