@@ -97,6 +97,7 @@ func TestJudge(t *testing.T) {
 		"too much memory is final":                 {failure("maximum allowed memory (64, used 32) would be exceeded (requesting 33)"), 0, "unit web cannot be started: maximum allowed memory (64, used 32) would be exceeded (requesting 33)"},
 		"another manifest is final":                {failure(`specified bridge(s) does not match with the manifest. Devices present in manifest: net "a"`), 0, `unit web cannot be started: specified bridge(s) does not match with the manifest. Devices present in manifest: net "a"`},
 		"no connection is tried again, for long":   {errors.New("dial: connection refused"), time.Hour, ""},
+		"an endpoint without its daemon is, too":   {failure("remote: the daemon cannot be reached"), time.Hour, ""},
 		"a closed connection is tried again":       {albatross.ErrNoReply, time.Second, ""},
 		"a busy daemon is tried again":             {failure("too many large requests at once, try again"), time.Second, ""},
 		"a fault of the daemon is tried again":     {failure("could not create unikernel: make tap: no space"), time.Second, ""},
