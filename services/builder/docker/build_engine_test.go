@@ -33,7 +33,7 @@ func TestBuildKitIsTakenUnlessABuildHasLimits(t *testing.T) {
 
 func TestTheLimitsOfABuildHold(t *testing.T) {
 	s := newSite(t, "")
-	dockerfile := "FROM " + base + "\nRUN cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/cpu.max /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/cpu/cpu.cfs_quota_us; true\n"
+	dockerfile := "FROM " + base + "\nRUN cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/cpu.max /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/cpu/cpu.cfs_quota_us 2> /tmp/none; true\n"
 	r, id, err := s.try(t, docker.Build{Memory: 64 << 20, MilliCPUs: 1500}, dockerfile)
 	if err != nil {
 		t.Fatal(err)
@@ -43,7 +43,7 @@ func TestTheLimitsOfABuildHold(t *testing.T) {
 		t.Errorf("the command saw\n%s\nwant 64 MB and 1.5 CPUs", said)
 	}
 	s.Discard(t.Context(), id)
-	s.quiet(t, "sleep")
+	s.quiet(t)
 }
 
 func TestTwoBuildsOfTheSameImageHaveItEach(t *testing.T) {
@@ -73,7 +73,7 @@ func TestTwoBuildsOfTheSameImageHaveItEach(t *testing.T) {
 		if err := s.Discard(t.Context(), ids[0]); err != nil {
 			t.Errorf("Discard of what is gone: %v", err)
 		}
-		s.quiet(t, "sleep")
+		s.quiet(t)
 	})
 }
 
@@ -121,7 +121,7 @@ func TestAFailureKeepsTheLayersBeforeIt(t *testing.T) {
 		t.Errorf("the layer before the failure was made again: %q", got)
 	}
 	s.Discard(t.Context(), id)
-	s.quiet(t, "sleep")
+	s.quiet(t)
 }
 
 func TestSweepRemovesWhatWasNotDiscarded(t *testing.T) {
@@ -141,7 +141,7 @@ func TestSweepRemovesWhatWasNotDiscarded(t *testing.T) {
 		if err := next.Sweep(t.Context()); err != nil {
 			t.Error(err)
 		}
-		s.quiet(t, "sleep")
+		s.quiet(t)
 	})
 }
 
@@ -165,7 +165,7 @@ func TestABuildEndsWhenItsBuilderIsKilled(t *testing.T) {
 		ended := s.ends(t)
 		v := exec.Command(os.Args[0])
 		v.Env = append(os.Environ(), victim+"=build-"+string(builder), victim+"_OWNER="+t.Name())
-		v.Stdin = archive(t, "FROM "+base+"\nRUN touch /x && echo begun && sleep 1002\n")
+		v.Stdin = archive(t, "FROM "+base+"\nRUN touch /x && echo begun && sleep "+nap()+"\n")
 		var said bytes.Buffer
 		v.Stderr = &said
 		out, err := v.StdoutPipe()
@@ -183,25 +183,25 @@ func TestABuildEndsWhenItsBuilderIsKilled(t *testing.T) {
 		if builder == docker.Classic {
 			<-ended
 		}
-		s.gone(t, "sleep")
+		s.gone(t)
 		if err := s.Sweep(t.Context()); err != nil {
 			t.Error(err)
 		}
-		s.quiet(t, "sleep")
+		s.quiet(t)
 	})
 }
 
 // gone waits until the commands of builds have ended, of which an engine with BuildKit sends no event.
-func (s *site) gone(t *testing.T, command string) {
+func (s *site) gone(t *testing.T) {
 	t.Helper()
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	limit := time.After(time.Minute)
-	for len(processes(t, command)) > 0 {
+	for len(processes(t)) > 0 {
 		select {
 		case <-tick.C:
 		case <-limit:
-			t.Fatalf("after a minute there still are %q", processes(t, command))
+			t.Fatalf("after a minute there still are %q", processes(t))
 		}
 	}
 }
@@ -250,7 +250,7 @@ func TestABaseImageThatNobodyHas(t *testing.T) {
 		s := newSite(t, "")
 		_, _, err := s.try(t, docker.Build{Builder: builder}, "FROM 127.0.0.1:1/absent:1\n")
 		wantRetry(t, err, "connection refused") // the registry may come back
-		s.quiet(t, "sleep")
+		s.quiet(t)
 	})
 }
 

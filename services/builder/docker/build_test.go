@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -256,14 +257,14 @@ func TestABuildHasItsTimeAndLeavesNothing(t *testing.T) {
 		ended := s.ends(t)
 		b := with(docker.Build{Builder: builder})
 		b.Limit = 2 * time.Second
-		_, err := s.Build(t.Context(), b, archive(t, "FROM "+base+"\nRUN sleep 1000\n"), func(docker.Line) {})
+		_, err := s.Build(t.Context(), b, archive(t, "FROM "+base+"\nRUN sleep "+nap()+"\n"), func(docker.Line) {})
 		if refusal, ok := messages.AsRefusal(err); !ok || refusal.Code != fulmarv1.ReasonCode_REASON_CODE_BUILD || !strings.Contains(err.Error(), "the build took longer than its limit of 2s") {
 			t.Errorf("Build = %v, want that its time was over", err)
 		}
 		if builder == docker.Classic { // BuildKit has ended when Build does
 			<-ended
 		}
-		s.quiet(t, "sleep")
+		s.quiet(t)
 	})
 }
 
@@ -279,14 +280,14 @@ func TestABuildThatIsBrokenOffEndsInTheEngine(t *testing.T) {
 			<-begun
 			cancel(errors.New("a newer one is there"))
 		}()
-		_, err := s.Build(ctx, with(docker.Build{Builder: builder}), archive(t, "FROM "+base+"\nRUN touch /x && echo begun && sleep 1001\nRUN true\n"), r.log)
+		_, err := s.Build(ctx, with(docker.Build{Builder: builder}), archive(t, "FROM "+base+"\nRUN touch /x && echo begun && sleep "+nap()+"\nRUN true\n"), r.log)
 		if err == nil || !strings.Contains(err.Error(), "a newer one is there") {
 			t.Errorf("Build = %v, want why it was broken off\n%s", err, r)
 		}
 		if builder == docker.Classic {
 			<-ended
 		}
-		s.quiet(t, "sleep")
+		s.quiet(t)
 	})
 }
 
@@ -317,9 +318,9 @@ func (s *site) ends(t *testing.T) chan struct{} {
 }
 
 // quiet sees that the engine is left as it was.
-func (s *site) quiet(t *testing.T, command string) {
+func (s *site) quiet(t *testing.T) {
 	t.Helper()
-	if found := processes(t, command); len(found) != 0 {
+	if found := processes(t); len(found) != 0 {
 		t.Errorf("there still are %q", found)
 	}
 	if left := s.left(t); len(left) != 0 {
@@ -340,7 +341,7 @@ func TestAContextThatEndsTooEarlySaysWhy(t *testing.T) {
 		if _, ok := messages.AsRefusal(err); ok || err == nil || !strings.Contains(err.Error(), "the repository is gone") {
 			t.Errorf("Build = %v, want why its context ended", err)
 		}
-		s.quiet(t, "sleep")
+		s.quiet(t)
 	})
 }
 
@@ -348,15 +349,18 @@ func eventsOf(action string) events.ListOptions {
 	return events.ListOptions{Filters: filters.NewArgs(filters.Arg("type", "container"), filters.Arg("event", action))}
 }
 
-// processes lists those of a command that the tests of builds have started.
-func processes(t *testing.T, command string) (found []string) {
+// nap is a number of seconds that no other test sleeps.
+func nap() string { return strconv.Itoa(1_000_000 + os.Getpid()) }
+
+// processes lists those that sleep in builds of this test.
+func processes(t *testing.T) (found []string) {
 	t.Helper()
 	all, err := filepath.Glob("/proc/[0-9]*/cmdline")
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, path := range all {
-		if line, err := os.ReadFile(path); err == nil && strings.HasPrefix(string(line), command+"\x00100") {
+		if line, err := os.ReadFile(path); err == nil && strings.HasPrefix(string(line), "sleep\x00"+nap()) {
 			found = append(found, strings.ReplaceAll(string(line), "\x00", " "))
 		}
 	}

@@ -183,6 +183,9 @@ func TestRecipesRunOnAnEngine(t *testing.T) {
 				if diff := cmp.Diff([]docker.State{docker.Cached}, r.states(`"depend"`)); diff != "" {
 					t.Errorf("new sources make dependencies anew (-want +got):\n%s", diff)
 				}
+				if builder == docker.Classic {
+					return // what is kept over a new configuration is for BuildKit to show
+				}
 				p.config += "more\n"
 				_, r = p.build(t)
 				if diff := cmp.Diff([]docker.State{docker.Done}, r.states(`"depend"`)); diff != "" || !r.said("archive") {
