@@ -27,14 +27,21 @@ type world struct {
 	bus *bus.Bus
 }
 
-func newWorld(t *testing.T) *world {
+// newQuietWorld is a bus on which nobody serves.
+func newQuietWorld(t *testing.T) *world {
 	t.Helper()
 	server, err := bus.StartServer(t.TempDir(), "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(server.Stop)
-	w := &world{t: t, url: server.URL(), bus: bustest.Open(t, server, bus.Options{Service: "builder"})}
+	return &world{t: t, url: server.URL(), bus: bustest.Open(t, server, bus.Options{Service: "builder"})}
+}
+
+// newWorld is a bus with a builder.
+func newWorld(t *testing.T) *world {
+	t.Helper()
+	w := newQuietWorld(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	var g errgroup.Group
 	config, err := builder.Flags{DockerHost: "unix://" + t.TempDir() + "/none", MaxImage: 1 << 20}.Config("", prometheus.NewRegistry())

@@ -303,3 +303,30 @@ func TestTheEngineIsStartedAgainWhileItBuilds(t *testing.T) {
 		t.Errorf("built %v", u)
 	}
 }
+
+// TestARecipeOfMirage builds by the recipe, with commands of their names in the place of opam and mirage.
+func TestARecipeOfMirage(t *testing.T) {
+	w := newWorld(t)
+	script := func(name, text string) dockertest.File {
+		return dockertest.File{Name: "bin/" + name, Body: []byte("#!/bin/sh\n" + text + "\n")}
+	}
+	dockertest.Import(t, w.withEngine(), base, append(dockertest.Programs(t),
+		dockertest.File{Name: "home/opam/", Mode: 0o1777}, script("sudo", "true"), script("make", "true"),
+		script("opam", `case $1 in --version) echo 2.1.0 ;; exec) shift 2; exec "$@" ;; esac`),
+		script("mirage", `echo mirage "$@"; case $1 in build) mkdir -p dist && cp guest dist/unikernel.spt ;; esac`),
+	)...)
+	body, digest := w.guest()
+	url := w.repository("mirage", map[string]string{"config.ml": "", "guest": string(body)})
+	w.start()
+	image := fmt.Sprintf(`{"git":{"url":%q,"mirage":{"mirage":4,"target":"spt","args":["--dhcp=false"],"base":%q}}}`, url, base)
+	for _, cached := range []bool{false, true} {
+		generation := w.request(deployKind, "web", deployFrom(image))
+		w.await(generation, messages.Accepted)
+		if u := w.await(generation, messages.Built).GetDeployment().GetUnits()[0]; u.GetImage() != digest || u.GetBuild().GetCached() != cached {
+			t.Errorf("built %v", u)
+		}
+	}
+	if log := strings.Join(w.kept("web-1.web"), "\n"); !strings.Contains(log, "mirage configure -f config.ml -o unikernel -t spt --dhcp=false\n") {
+		t.Errorf("the log is\n%s", log)
+	}
+}
