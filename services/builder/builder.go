@@ -53,7 +53,7 @@ type Recipes struct {
 	Cache   int64  // bytes that the engine keeps for later builds; 0: as it does by itself
 }
 
-// errBusy reports that as many builds run here as may: another builder may have room, or this one later.
+// errBusy reports that as many builds run or wait here as may: another builder may have room, or this one later.
 var errBusy = errors.New("as many builds run as may (--builds)")
 
 // Service is a builder.

@@ -21,6 +21,7 @@ const (
 	claimTerm    = 15 * time.Second // after it the claim of a builder that died is anybody's
 	prolongings  = 5                // of a claim in its term
 	releaseLimit = 5 * time.Second  // for giving a claim back when a build ends
+	maxWaiters   = 32               // for builds of others at once, so that what needs no build is not held up
 
 	recordAge = 90 * 24 * time.Hour // for which a record outlives its image
 )
@@ -35,10 +36,12 @@ type cache struct {
 	view *bus.View[*fulmarv1.BuildRecord]
 	now  func() time.Time
 	term time.Duration
+
+	waiters chan struct{}
 }
 
 func newCache(b *bus.Bus) *cache {
-	return &cache{bus: b, view: b.Builds.View(), now: time.Now, term: claimTerm}
+	return &cache{bus: b, view: b.Builds.View(), now: time.Now, term: claimTerm, waiters: make(chan struct{}, maxWaiters)}
 }
 
 // order asks the cache for a build.
@@ -124,6 +127,12 @@ func (c *cache) stored(ctx context.Context, image string) (bool, error) {
 
 // await waits until a claim has changed hands or lapsed, and meanwhile repeats what its builder says.
 func (c *cache) await(ctx context.Context, o order, claim *fulmarv1.BuildRecord, changed <-chan struct{}) error {
+	select {
+	case c.waiters <- struct{}{}:
+		defer func() { <-c.waiters }()
+	default:
+		return errBusy
+	}
 	stop, err := o.log.repeat(claim.GetClaimedFor())
 	if err != nil {
 		return err

@@ -302,3 +302,28 @@ func TestOldRecordsWhoseImageIsGoneAreForgotten(t *testing.T) {
 		t.Errorf("left: %v (-want +got):\n%s", err, diff)
 	}
 }
+
+func TestNotAllWaitForTheBuildsOfOthers(t *testing.T) {
+	w := newWorld(t)
+	c := w.caching()
+	c.waiters = make(chan struct{}, 1)
+	claim := &fulmarv1.BuildRecord{ClaimedBy: "other", ClaimedFor: "api-7.api", ClaimedUntil: timestamppb.New(time.Now().Add(time.Hour))}
+	if err := w.Builds.Put(t.Context(), key, claim, 0); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	errs := make(chan error, 2)
+	for _, unit := range []string{"a", "b"} {
+		go func() {
+			_, err := c.get(ctx, order{key: key, log: w.log(unit)})
+			errs <- err
+		}()
+	}
+	if err := <-errs; !errors.Is(err, errBusy) {
+		t.Errorf("the one too many ended with %v", err)
+	}
+	cancel()
+	if err := <-errs; !errors.Is(err, context.Canceled) {
+		t.Errorf("the one that waits ended with %v", err)
+	}
+}
