@@ -49,6 +49,16 @@ func silent(t *testing.T) (url string, asked, left chan struct{}) {
 	return server.URL + "/www", asked, left
 }
 
+// await waits until nobody asks the server any more, which what helps git does for longer when nobody ends it.
+func await(t *testing.T, left chan struct{}) {
+	t.Helper()
+	select {
+	case <-left:
+	case <-time.After(15 * time.Second):
+		t.Fatal("somebody still waits for an answer")
+	}
+}
+
 // running lists the processes that work in a directory.
 func running(t *testing.T, dir string) []string {
 	t.Helper()
@@ -77,7 +87,7 @@ func TestCancelKillsGitAndAllThatItStarted(t *testing.T) {
 	if _, err := w.client.Checkout(ctx, git.Repository{URL: url}, strings.Repeat("1", 40)); err == nil || !strings.Contains(err.Error(), "a newer one is there") {
 		t.Errorf("Checkout = %v, want why it was canceled", err)
 	}
-	<-left
+	await(t, left)
 	if found := running(t, w.temp); len(found) != 0 {
 		t.Errorf("there still are %q", found)
 	}
@@ -90,7 +100,7 @@ func TestAServerThatNeverAnswersHasItsTime(t *testing.T) {
 	url, _, left := silent(t)
 	_, err := w.client.Resolve(t.Context(), git.Repository{URL: url}, "main")
 	transient(t, err, "deadline exceeded")
-	<-left
+	await(t, left)
 	if found := running(t, w.temp); len(found) != 0 {
 		t.Errorf("there still are %q", found)
 	}
@@ -121,7 +131,7 @@ func TestTheNextClientRemovesWhatAKilledOneLeft(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer next.Close()
-	<-left // what helped git was waiting for the server still
+	await(t, left) // what helped git was waiting for the server still
 	if dirs := list(t, temp); len(dirs) != 2 {
 		t.Errorf("there are %v, want those of two living clients", dirs)
 	}
