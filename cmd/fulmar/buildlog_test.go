@@ -9,6 +9,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	"google.golang.org/protobuf/proto"
 
 	"fulmar/messages"
 	fulmarv1 "fulmar/messages/fulmar/v1"
@@ -96,5 +97,16 @@ func TestALogThatIsKeptIsFoundWithoutItsEvent(t *testing.T) {
 	}
 	if status, _, errout := w.run("logs", "--build", "web"); status != 1 || !strings.Contains(errout, "web-42") {
 		t.Errorf("for a stack it ended with %d: %s", status, errout)
+	}
+}
+
+func TestTheRecordOfABuildIsDecoded(t *testing.T) {
+	want := &fulmarv1.BuildRecord{Image: strings.Repeat("0a", 32), Size: 7, Commit: strings.Repeat("0b", 20), Log: "web-7.www"}
+	body, err := proto.Marshal(want)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := decode("auto", body); err != nil || !proto.Equal(got, want) {
+		t.Errorf("it is decoded as %v, %v", got, err)
 	}
 }

@@ -15,7 +15,7 @@ import (
 )
 
 type decodeCmd struct {
-	As string `default:"auto" enum:"auto,event,head,lease,network,host,deploy,stats" help:"What it is: ${enum}."`
+	As string `default:"auto" enum:"auto,event,build,head,lease,network,host,deploy,stats" help:"What it is: ${enum}."`
 }
 
 // Run prints a message of the bus as JSON.
@@ -44,6 +44,7 @@ func decode(as string, body []byte) (proto.Message, error) {
 		fits func(proto.Message) bool
 	}{
 		{"event", func() proto.Message { return &fulmarv1.Event{} }, func(m proto.Message) bool { return messages.Verb(m.(*fulmarv1.Event).GetVerb()).Known() }},
+		{"build", func() proto.Message { return &fulmarv1.BuildRecord{} }, func(m proto.Message) bool { return messages.IsDigest(m.(*fulmarv1.BuildRecord).GetImage()) }},
 		{"head", func() proto.Message { return &fulmarv1.Head{} }, func(m proto.Message) bool { return m.(*fulmarv1.Head).GetNewest() > 0 }},
 		{"lease", func() proto.Message { return &fulmarv1.Lease{} }, func(m proto.Message) bool { return strings.Count(m.(*fulmarv1.Lease).GetInstance(), ".") == 2 }},
 		{"network", func() proto.Message { return &fulmarv1.Network{} }, func(m proto.Message) bool { return m.(*fulmarv1.Network).GetPrefix() != "" }},
@@ -64,7 +65,7 @@ func decode(as string, body []byte) (proto.Message, error) {
 			return m, nil
 		}
 	}
-	return nil, fmt.Errorf("the %d bytes are no event, head, lease, network, host, statistics or deploy request", len(body))
+	return nil, fmt.Errorf("the %d bytes are no event, build, head, lease, network, host, statistics or deploy request", len(body))
 }
 
 // valid reports whether every enum of a message has a value that it knows.
