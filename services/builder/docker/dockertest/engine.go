@@ -108,6 +108,7 @@ func (e *Engine) run() error {
 		"--host", e.Host(), "--config-file", filepath.Join(e.dir, "daemon.json"),
 		"--data-root", filepath.Join(e.dir, "data"), "--exec-root", filepath.Join(e.dir, "run"), "--pidfile", filepath.Join(e.dir, "pid"),
 		"--iptables=false", "--ip6tables=false", "--ip-forward=false", "--ip-masq=false", "--bridge=none",
+		"--exec-opt", "native.cgroupdriver=cgroupfs", "--cgroup-parent", "/" + filepath.Base(e.dir),
 	}, e.args...)...)
 	e.process.Env = append(os.Environ(), "NOTIFY_SOCKET="+address)
 	e.process.Stdout, e.process.Stderr = said, said
@@ -194,8 +195,7 @@ func (e *Engine) end(signal syscall.Signal) error {
 
 func (e *Engine) close() error {
 	err := e.end(syscall.SIGTERM)
-	err = errors.Join(err, endAll(e.dir)) // what a killed engine left running
-	err = errors.Join(err, removeData(e.dir))
+	err = errors.Join(err, removeRemains(e.dir))
 	if e.lock != nil {
 		e.lock.Close()
 	}

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -28,13 +29,66 @@ func removeDead() error {
 			continue // it is being made, or being removed
 		}
 		if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
-			err = endAll(dir)
-			err = errors.Join(err, removeData(dir))
+			err = removeRemains(dir)
 		}
 		f.Close()
 		if err != nil {
 			return fmt.Errorf("remove the remains of an engine: %w", err)
 		}
+	}
+	return nil
+}
+
+// removeRemains ends what an engine started and outlived it, and removes what it had.
+func removeRemains(dir string) error {
+	return errors.Join(endAll(dir), removeGroups(filepath.Base(dir)), removeData(dir))
+}
+
+// removeGroups ends the commands in the control groups of an engine and removes the groups.
+func removeGroups(name string) error {
+	tops, err := filepath.Glob("/sys/fs/cgroup/*/" + name) // of each controller
+	if err != nil {
+		return fmt.Errorf("list control groups: %w", err)
+	}
+	for _, top := range append(tops, "/sys/fs/cgroup/"+name) {
+		var groups []string
+		err := filepath.WalkDir(top, func(path string, d fs.DirEntry, err error) error {
+			if err == nil && d.IsDir() {
+				groups = append(groups, path)
+			}
+			return nil // what is gone is gone
+		})
+		if err != nil {
+			return fmt.Errorf("list control groups: %w", err)
+		}
+		slices.Reverse(groups)
+		for _, group := range groups {
+			if err := removeGroup(group); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func removeGroup(group string) error {
+	members, err := os.ReadFile(filepath.Join(group, "cgroup.procs"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("list a control group: %w", err)
+	}
+	for field := range strings.FieldsSeq(string(members)) {
+		pid, err := strconv.Atoi(field)
+		if err != nil {
+			continue
+		}
+		if p, err := hold(pid); err == nil {
+			if err := p.end(); err != nil {
+				return err
+			}
+		}
+	}
+	if err := os.Remove(group); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove a control group: %w", err)
 	}
 	return nil
 }
@@ -113,7 +167,7 @@ func descendants(pid int) []process {
 	return found
 }
 
-// endAll ends the processes that were started for a directory of an engine whose tests are dead.
+// endAll ends the processes that were started for a directory of an engine.
 func endAll(dir string) error {
 	all, err := filepath.Glob("/proc/[0-9]*/cmdline")
 	if err != nil {
