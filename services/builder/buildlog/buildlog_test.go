@@ -2,6 +2,7 @@ package buildlog
 
 import (
 	"bytes"
+	"encoding/base64"
 	"fmt"
 	"math/rand/v2"
 	"strings"
@@ -94,14 +95,14 @@ func TestOfALongLogTheBeginningAndTheEndAreKept(t *testing.T) {
 }
 
 func TestALogThatCannotBeCompressedIsBounded(t *testing.T) {
-	var l Log
-	random := rand.New(rand.NewPCG(1, 2))
-	for l.size < MaxKept/2-2*MaxText {
-		var b strings.Builder
-		for range MaxText {
-			b.WriteByte(byte('!' + random.IntN(90)))
+	l := Log{kept: 4 << 20}
+	random := rand.NewChaCha8([32]byte{})
+	for l.size < 2<<20-MaxText {
+		raw := make([]byte, MaxText*3/4)
+		if _, err := random.Read(raw); err != nil {
+			t.Fatal(err)
 		}
-		l.Add(Line{Time: at, Text: b.String()})
+		l.Add(Line{Time: at, Text: base64.StdEncoding.EncodeToString(raw)})
 	}
 	last := l.Add(Line{Time: at, Text: "the end"})
 	packed := l.Pack()
