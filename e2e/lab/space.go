@@ -9,16 +9,11 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"runtime"
-	"syscall"
 
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netns"
-	"golang.org/x/sys/unix"
-)
 
-// entered marks the program that runs in the namespace already.
-const entered = "FULMAR_LAB_NETNS"
+	"fulmar/netspace"
+)
 
 // Addresses between the host and its clients: TEST-NET-1 of RFC 5737.
 const (
@@ -34,60 +29,30 @@ func Enter() error {
 	if os.Geteuid() != 0 {
 		return fmt.Errorf("this needs root: it makes network namespaces, taps, control groups and firewall rules of its own")
 	}
-	if os.Getenv(entered) == "" {
-		runtime.LockOSThread() // the thread that leaves is the one that the new program keeps
-		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			return fmt.Errorf("leave the network namespace: %w", err)
-		}
-		self, err := os.Executable()
-		if err != nil {
-			return fmt.Errorf("run again in the namespace: %w", err)
-		}
-		return fmt.Errorf("run again in the namespace: %w", syscall.Exec(self, os.Args, append(os.Environ(), entered+"=1")))
-	}
-	return configure("lo", "127.0.0.1", 8)
+	return netspace.Enter()
 }
 
 // Space is the namespace of the clients.
-type Space struct{ handle netns.NsHandle }
+type Space struct {
+	*netspace.Space
+	link netlink.Link
+}
 
 // newSpace makes a namespace that is connected with this one, which is its gateway.
 func newSpace() (*Space, error) {
-	s := &Space{}
-	err := onThread(func() (err error) {
-		if s.handle, err = netns.New(); err != nil { // unshares the calling thread, which is thrown away
-			return err
-		}
-		return configure("lo", "127.0.0.1", 8)
-	})
+	host, client := netip.MustParseAddr(HostAddr), netip.MustParseAddr(ClientAddr)
+	space, err := netspace.New()
 	if err != nil {
 		return nil, fmt.Errorf("make a namespace for clients: %w", err)
 	}
-	attrs := netlink.NewLinkAttrs()
-	attrs.Name = linkName
-	veth := &netlink.Veth{LinkAttrs: attrs, PeerName: "eth0", PeerNamespace: netlink.NsFd(int(s.handle))}
-	if err := netlink.LinkAdd(veth); err != nil {
-		return nil, fmt.Errorf("connect the namespace of clients: %w", err)
+	s := &Space{Space: space}
+	if s.link, err = space.Join(linkName, netip.PrefixFrom(client, linkBits), host); err != nil {
+		return nil, errors.Join(fmt.Errorf("connect the namespace of clients: %w", err), space.Close())
 	}
-	if err := configure(linkName, HostAddr, linkBits); err != nil {
-		return nil, err
+	if err := netspace.Configure(linkName, netip.PrefixFrom(host, linkBits)); err != nil {
+		return nil, errors.Join(err, s.close())
 	}
-	return s, s.Do(func() error {
-		if err := configure("eth0", ClientAddr, linkBits); err != nil {
-			return err
-		}
-		return netlink.RouteAdd(&netlink.Route{Gw: net.ParseIP(HostAddr)})
-	})
-}
-
-// Do runs f in the namespace, on a thread of its own. Sockets that f opens stay there, wherever they are used.
-func (s *Space) Do(f func() error) error {
-	return onThread(func() error {
-		if err := netns.Set(s.handle); err != nil {
-			return fmt.Errorf("enter the namespace of clients: %w", err)
-		}
-		return f()
-	})
+	return s, nil
 }
 
 // Dial opens a connection from the namespace.
@@ -101,34 +66,5 @@ func (s *Space) Dial(d net.Dialer, network string, to netip.AddrPort) (conn net.
 
 // close lets the namespace go, and removes what connects it: the kernel would do so too, but some time later.
 func (s *Space) close() error {
-	link, err := netlink.LinkByName(linkName)
-	if err == nil {
-		err = netlink.LinkDel(link)
-	}
-	return errors.Join(err, s.handle.Close())
-}
-
-// onThread runs f on an operating system thread that nothing else uses before or after.
-func onThread(f func() error) error {
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
-		done <- f()
-	}()
-	return <-done
-}
-
-func configure(device, address string, bits int) error {
-	link, err := netlink.LinkByName(device)
-	if err != nil {
-		return fmt.Errorf("configure %s: %w", device, err)
-	}
-	a := &netlink.Addr{IPNet: &net.IPNet{IP: net.ParseIP(address), Mask: net.CIDRMask(bits, 32)}}
-	if err := netlink.AddrReplace(link, a); err != nil {
-		return fmt.Errorf("configure %s: %w", device, err)
-	}
-	if err := netlink.LinkSetUp(link); err != nil {
-		return fmt.Errorf("configure %s: %w", device, err)
-	}
-	return nil
+	return errors.Join(netlink.LinkDel(s.link), s.Close())
 }

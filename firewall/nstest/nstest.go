@@ -8,38 +8,21 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"runtime"
-	"syscall"
 	"testing"
 
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netns"
-	"golang.org/x/sys/unix"
+
+	"fulmar/netspace"
 )
 
-const entered = "FULMAR_TEST_NETNS"
-
-// Enter moves the test process into a network namespace of its own, with the loopback device up, by running it again
-// there. Call it first in TestMain. Without root it does nothing; see [NeedRoot].
+// Enter moves the test process into a network namespace of its own, as [netspace.Enter] does. Call it first in
+// TestMain. Without root it does nothing; see [NeedRoot].
 func Enter() {
 	if os.Geteuid() != 0 {
 		return
 	}
-	if os.Getenv(entered) == "" {
-		runtime.LockOSThread() // the thread that leaves is the one that the new program keeps
-		fatal("leave the network namespace", unix.Unshare(unix.CLONE_NEWNET))
-		self, err := os.Executable()
-		fatal("find the test program", err)
-		fatal("run the test program again", syscall.Exec(self, os.Args, append(os.Environ(), entered+"=1")))
-	}
-	lo, err := netlink.LinkByName("lo")
-	fatal("find the loopback device", err)
-	fatal("set the loopback device up", netlink.LinkSetUp(lo))
-}
-
-func fatal(what string, err error) {
-	if err != nil {
-		fmt.Fprintf(os.Stderr, "nstest: %s: %v\n", what, err)
+	if err := netspace.Enter(); err != nil {
+		fmt.Fprintln(os.Stderr, "nstest:", err)
 		os.Exit(1)
 	}
 }
@@ -47,59 +30,28 @@ func fatal(what string, err error) {
 // NeedRoot skips the test unless [Enter] could move it into a network namespace of its own.
 func NeedRoot(t testing.TB) {
 	t.Helper()
-	if os.Getenv(entered) == "" {
+	if !netspace.Entered() {
 		t.Skip("needs root: it makes network namespaces")
 	}
 }
 
 // Space is a further network namespace.
-type Space struct{ handle netns.NsHandle }
+type Space struct{ *netspace.Space }
 
 // New makes a network namespace that ends with the test.
 func New(t testing.TB) *Space {
 	t.Helper()
 	NeedRoot(t)
-	var handle netns.NsHandle
-	err := onThread(func() (err error) {
-		if handle, err = netns.New(); err != nil { // unshares the calling thread, which is thrown away
-			return err
-		}
-		lo, err := netlink.LinkByName("lo")
-		if err != nil {
-			return err
-		}
-		return netlink.LinkSetUp(lo)
-	})
+	s, err := netspace.New()
 	if err != nil {
-		t.Fatalf("make a network namespace: %v", err)
+		t.Fatal(err)
 	}
-	s := &Space{handle: handle}
 	t.Cleanup(func() {
-		if err := s.handle.Close(); err != nil {
+		if err := s.Close(); err != nil {
 			t.Errorf("close a network namespace: %v", err)
 		}
 	})
-	return s
-}
-
-// Do runs f in the namespace, on a thread of its own. Sockets that f opens stay there, wherever they are used.
-func (s *Space) Do(f func() error) error {
-	return onThread(func() error {
-		if err := netns.Set(s.handle); err != nil {
-			return fmt.Errorf("enter a network namespace: %w", err)
-		}
-		return f()
-	})
-}
-
-// onThread runs f on an operating system thread that nothing else uses before or after.
-func onThread(f func() error) error {
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
-		done <- f()
-	}()
-	return <-done
+	return &Space{s}
 }
 
 // Listen opens a TCP listener in the namespace, closed with the test.
@@ -141,7 +93,7 @@ func Bridge(t testing.TB, name string, addr netip.Prefix) netlink.Link {
 	bridge := &netlink.Bridge{LinkAttrs: attrs}
 	check(t, "make bridge "+name, netlink.LinkAdd(bridge))
 	t.Cleanup(func() { check(t, "remove bridge "+name, netlink.LinkDel(bridge)) })
-	configure(t, name, addr)
+	check(t, "make bridge "+name, netspace.Configure(name, addr))
 	return bridge
 }
 
@@ -149,9 +101,7 @@ func Bridge(t testing.TB, name string, addr netip.Prefix) netlink.Link {
 // route by gateway, and device name on the bridge.
 func (s *Space) Attach(t testing.TB, name string, bridge netlink.Link, addr netip.Prefix, gateway netip.Addr) {
 	t.Helper()
-	s.pair(t, name, addr, gateway)
-	link, err := netlink.LinkByName(name)
-	check(t, "find "+name, err)
+	link := s.join(t, name, addr, gateway)
 	check(t, "attach "+name, netlink.LinkSetMaster(link, bridge))
 	check(t, "set "+name+" up", netlink.LinkSetUp(link))
 }
@@ -160,31 +110,18 @@ func (s *Space) Attach(t testing.TB, name string, bridge netlink.Link, addr neti
 // by here, and name with address here on this side.
 func (s *Space) Connect(t testing.TB, name string, here, addr netip.Prefix) {
 	t.Helper()
-	s.pair(t, name, addr, here.Addr())
-	configure(t, name, here)
+	s.join(t, name, addr, here.Addr())
+	check(t, "connect "+name, netspace.Configure(name, here))
 }
 
-func (s *Space) pair(t testing.TB, name string, addr netip.Prefix, gateway netip.Addr) {
+func (s *Space) join(t testing.TB, name string, addr netip.Prefix, gateway netip.Addr) netlink.Link {
 	t.Helper()
-	attrs := netlink.NewLinkAttrs()
-	attrs.Name = name
-	veth := &netlink.Veth{LinkAttrs: attrs, PeerName: "eth0", PeerNamespace: netlink.NsFd(int(s.handle))}
-	check(t, "make "+name, netlink.LinkAdd(veth))
-	t.Cleanup(func() { check(t, "remove "+name, netlink.LinkDel(veth)) })
-	check(t, "configure "+name, s.Do(func() error {
-		configure(t, "eth0", addr)
-		return netlink.RouteAdd(&netlink.Route{Gw: gateway.AsSlice()})
-	}))
-}
-
-func configure(t testing.TB, name string, addr netip.Prefix) {
-	t.Helper()
-	link, err := netlink.LinkByName(name)
-	check(t, "find "+name, err)
-	check(t, "give "+name+" an address", netlink.AddrAdd(link, &netlink.Addr{IPNet: &net.IPNet{
-		IP: addr.Addr().AsSlice(), Mask: net.CIDRMask(addr.Bits(), 32),
-	}}))
-	check(t, "set "+name+" up", netlink.LinkSetUp(link))
+	link, err := s.Join(name, addr, gateway)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { check(t, "remove "+name, netlink.LinkDel(link)) })
+	return link
 }
 
 func check(t testing.TB, what string, err error) {
