@@ -37,9 +37,9 @@ func offIPv6(tap string) error {
 // maxOwn bounds the addresses of a bridge that are looked at.
 const maxOwn = 16
 
-// hush keeps from a unikernel what others say to all and what cannot be for it: questions for an address of the bridge itself, of which
-// own are the IPv4 addresses, and announcements of addresses that are not the bridge's. Both come with each start of another. It still hears
-// who asks for it and what the host announces. The tap counts what it keeps back as dropped.
+// hush keeps from a unikernel questions for an address of the bridge itself, of which own are the IPv4 addresses: nobody else can answer
+// them, and each start of another brings some. It still hears who asks for it, and every announcement: one may say that an address that it speaks to has another hardware
+// address now, and it would ask again only after minutes. The tap counts what it keeps back as dropped.
 func (t *tap) hush(own []netip.Addr) error {
 	program, err := bpf.Assemble(hushed(own[:min(len(own), maxOwn)]))
 	if err != nil {
@@ -77,7 +77,7 @@ const (
 // hushed is the filter of hush.
 func hushed(own []netip.Addr) []bpf.Instruction {
 	const pass, drop = 0, 1 // from the end of the program
-	length := 13 + len(own)
+	length := 10 + len(own)
 	to := func(at, end int) uint8 { return uint8(length - 2 + end - at - 1) }
 	program := []bpf.Instruction{
 		bpf.LoadAbsolute{Off: 0, Size: 4},
@@ -87,20 +87,15 @@ func hushed(own []netip.Addr) []bpf.Instruction {
 		bpf.LoadAbsolute{Off: offSenderIP, Size: 4},
 		bpf.TAX{},
 		bpf.LoadAbsolute{Off: offTargetIP, Size: 4},
+		bpf.JumpIfX{Cond: bpf.JumpEqual, SkipTrue: to(7, pass)}, // who asks for itself announces itself
 	}
-	for i, a := range own {
+	for _, a := range own {
 		b := a.As4()
-		asked := len(own) - i + 1 // the instruction that follows the one after all of these
 		program = append(program, bpf.JumpIf{
-			Cond: bpf.JumpEqual, Val: uint32(b[0])<<24 | uint32(b[1])<<16 | uint32(b[2])<<8 | uint32(b[3]), SkipTrue: uint8(asked),
+			Cond: bpf.JumpEqual, Val: uint32(b[0])<<24 | uint32(b[1])<<16 | uint32(b[2])<<8 | uint32(b[3]), SkipTrue: to(len(program), drop),
 		})
 	}
-	at := len(program)
 	return append(program,
-		bpf.JumpIfX{Cond: bpf.JumpEqual, SkipTrue: to(at, drop)}, // who asks for itself announces itself
-		bpf.Jump{Skip: uint32(to(at+1, pass))},
-		bpf.JumpIfX{Cond: bpf.JumpEqual, SkipTrue: to(at+2, pass)}, // the bridge announces itself
-		bpf.Jump{Skip: uint32(to(at+3, drop))},
 		bpf.RetConstant{Val: accept},
 		bpf.RetConstant{Val: 0},
 	)
@@ -141,15 +136,16 @@ func (b *bridges) quieten(t *tap, bridge *netlink.Bridge, own []netip.Prefix, ma
 	return errors.Join(t.hush(addrs), b.expect(t.name, mac))
 }
 
-// expect tells the bridge that a hardware address is behind a tap, so that no frame to it goes to all. It ends with the tap.
+// expect tells the bridge that a hardware address is behind a tap, so that no frame to it goes to all. It ends with the tap. Of an address that the bridge
+// knows, such as its own, it says nothing: a unikernel that was given that of another must not take its packets.
 func (b *bridges) expect(tap string, mac net.HardwareAddr) error {
 	link, err := b.handle.LinkByName(tap)
 	if err == nil {
-		err = b.handle.NeighSet(&netlink.Neigh{
+		err = b.handle.NeighAdd(&netlink.Neigh{
 			LinkIndex: link.Attrs().Index, Family: unix.AF_BRIDGE, State: netlink.NUD_NOARP, Flags: netlink.NTF_MASTER, HardwareAddr: mac,
 		})
 	}
-	if err != nil {
+	if err != nil && !errors.Is(err, unix.EEXIST) {
 		return fmt.Errorf("tell the bridge of %s behind tap %s: %w", mac, tap, err)
 	}
 	return nil

@@ -135,7 +135,6 @@ func TestOthersDoNotWakeAUnikernel(t *testing.T) {
 	d.await(t, b, is("up"))
 	tapA, tapB := tapOf(t, a), tapOf(t, b)
 
-	send(arp("10.9.0.9", "10.9.0.9"))                                                               // somebody is there
 	send(arp("10.9.0.9", "10.9.0.1"))                                                               // he asks for the bridge
 	send(slices.Concat(albatross.MAC(b, "net0"), []byte{2, 0, 0, 0, 0, 9, 8, 0}, make([]byte, 46))) // he speaks to b, which has said nothing yet
 	conn, err := net.Dial("udp4", "10.9.0.3:7")
@@ -154,6 +153,33 @@ func TestOthersDoNotWakeAUnikernel(t *testing.T) {
 	}
 	send(arp("10.9.0.1", "10.9.0.1")) // the bridge announces itself
 	until(t, "a hears of the bridge", func() bool { return heard(t, tapA) == 2 })
+	send(arp("10.9.0.3", "10.9.0.3")) // b's address is somebody's now
+	until(t, "a hears that an address has moved", func() bool { return heard(t, tapA) == 3 })
+}
+
+func TestAUnikernelDoesNotTakeThePacketsOfTheBridge(t *testing.T) {
+	cfg := config(t)
+	br, send := quietBridge(t)
+	d := start(t, cfg).destroyAll(t)
+	link, err := netlink.LinkByIndex(br.Index)
+	if err != nil {
+		t.Fatal(err)
+	}
+	own := link.Attrs().HardwareAddr
+	n := name(t, ":a")
+	c := unikernel(hosttest.Guest(t, 1), 1, "wait")
+	c.Bridges[0].MAC = own
+	d.create(t, n, c)
+	d.await(t, n, is("up"))
+	before := link.Attrs().Statistics.RxPackets
+	send(slices.Concat(own, []byte{2, 0, 0, 0, 0, 9, 0x88, 0xb5}, make([]byte, 46)))
+	until(t, "the bridge hears what is for it", func() bool {
+		link, err := netlink.LinkByIndex(br.Index)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return link.Attrs().Statistics.RxPackets > before
+	})
 }
 
 // neighbor is what the kernel knows of an address.
