@@ -9,17 +9,16 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
-	"runtime"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netns"
 	"go.uber.org/goleak"
 
 	"fulmar/examples/hello"
+	"fulmar/netspace"
 	"fulmar/solo5"
 )
 
@@ -63,7 +62,7 @@ func TestMain(m *testing.M) {
 // and a guest is to have guestIP.
 type lab struct {
 	t  testing.TB
-	ns netns.NsHandle
+	ns *netspace.Space
 	// tap stays open, so that its carrier does not come and go with guests.
 	tap *os.File
 	mtu int
@@ -83,10 +82,11 @@ func newLab(t testing.TB) *lab {
 		t.Skip("no taps here:", err)
 	}
 	l := &lab{t: t, image: image, prepare: solo5.PrepareSPT}
-	err := onThread(func() (err error) {
-		if l.ns, err = netns.New(); err != nil {
-			return fmt.Errorf("make network namespace: %w", err)
-		}
+	var err error
+	if l.ns, err = netspace.New(); err != nil {
+		t.Fatal(err)
+	}
+	err = l.do(func() error {
 		if err := makeTap(); err != nil {
 			return err
 		}
@@ -148,26 +148,8 @@ func (l *lab) openTap() (err error) {
 	return err
 }
 
-// onThread runs fn on a thread of its own, which ends with it, so that fn may
-// change the thread's namespace.
-func onThread(fn func() error) error {
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // and never unlocked
-		done <- fn()
-	}()
-	return <-done
-}
-
 // do runs fn in the lab's namespace.
-func (l *lab) do(fn func() error) error {
-	return onThread(func() error {
-		if err := netns.Set(l.ns); err != nil {
-			return fmt.Errorf("enter network namespace: %w", err)
-		}
-		return fn()
-	})
-}
+func (l *lab) do(fn func() error) error { return l.ns.Do(fn) }
 
 // run runs a command in the lab's namespace and returns its output.
 func (l *lab) run(ctx context.Context, name string, args ...string) string {
