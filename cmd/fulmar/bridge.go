@@ -9,6 +9,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"fulmar/bridge"
 	fulmarv1 "fulmar/messages/fulmar/v1"
 )
 
@@ -33,8 +34,8 @@ func ensureBridge(n *fulmarv1.Network) error {
 	if link.Type() != "bridge" {
 		return fmt.Errorf("interface %s of network %s is no bridge but of type %s", name, n.GetName(), link.Type())
 	}
-	if err := netlink.LinkSetHardwareAddr(link, link.Attrs().HardwareAddr); err != nil {
-		return wrap("pin the address of", err)
+	if err := bridge.Pin(&netlink.Handle{}, link); err != nil {
+		return err
 	}
 	prefix, err := netip.ParsePrefix(n.GetPrefix())
 	if err != nil {

@@ -156,7 +156,7 @@ func keepUp(bridge netlink.Link) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(netlink.LinkSetUp(port), netlink.LinkSetUp(peer))
+	return errors.Join(netlink.LinkSetUp(port), netlink.LinkSetARPOff(peer), netlink.LinkSetUp(peer))
 }
 
 // idle measures what `fulmar up`, with the bus, the host and all services in it, costs while nothing happens.

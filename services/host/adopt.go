@@ -48,6 +48,7 @@ func (s *Service) adopt() error {
 	for _, v := range all {
 		if e := s.names[v.Name]; e != nil && e.live() {
 			s.run(e.inst)
+			s.meet(e.inst)
 			s.metrics.adopted.Inc()
 			s.log.Info("unikernel adopted", "unikernel", v.Name.String(), "pid", e.inst.proc.PID)
 		}

@@ -209,6 +209,28 @@ func (b *bridges) introduce(a acquaintance, bridge *netlink.Bridge, own []netip.
 	return nil
 }
 
+// meet tells the kernel again of an instance that was adopted, should it have forgotten.
+func (s *Service) meet(inst *instance) {
+	a, ok := acquaintanceOf(inst.record.Name, inst.record.Args)
+	if !ok {
+		return
+	}
+	br, err := s.bridges.find(a.bridge)
+	if err == nil {
+		err = s.bridges.pin(br) // before: it makes the kernel forget
+	}
+	var own []netip.Prefix
+	if err == nil {
+		own, err = s.bridges.own(br)
+	}
+	if err == nil {
+		err = s.bridges.introduce(a, br, own)
+	}
+	if err != nil {
+		s.log.Warn("bridge was not kept quiet", "unikernel", inst.record.Name.String(), "err", err)
+	}
+}
+
 // part takes back what the kernel was told of an instance.
 func (s *Service) part(inst *instance) error {
 	a, ok := acquaintanceOf(inst.record.Name, inst.record.Args)

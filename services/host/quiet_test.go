@@ -228,9 +228,12 @@ func TestTheKernelIsToldOfUnikernelsWhileTheyRun(t *testing.T) {
 	if err := d.stop(); err != nil {
 		t.Fatal(err)
 	}
+	if err := netlink.NeighDel(neighbor(t, br, "10.9.0.2")); err != nil {
+		t.Fatal(err)
+	}
 	d = start(t, cfg).destroyAll(t)
 	if !told(a, "10.9.0.2") {
-		t.Error("a restart of host took a away")
+		t.Error("a restart of host did not bring a back")
 	}
 	if err := d.Destroy(t.Context(), a); err != nil {
 		t.Fatal(err)

@@ -10,6 +10,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"fulmar/bridge"
 )
 
 // A tap is called by its prefix and a number: the slot of its unikernel, if no tap has it, or else the lowest one that no interface has. The
@@ -66,17 +68,16 @@ func (b *bridges) find(name string) (*netlink.Bridge, error) {
 	return bridge, nil
 }
 
-// pin sets the address of a bridge to the one that it has: from then on it does not follow its ports'. Without that, a unikernel that
-// holds the bridge in its ARP cache is cut off when another's tap goes.
-func (b *bridges) pin(bridge *netlink.Bridge) error {
+// pin pins the address of a bridge, once: a unikernel that holds the bridge in its ARP cache must not be cut off when another's tap goes.
+func (b *bridges) pin(br *netlink.Bridge) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	index := bridge.Attrs().Index
+	index := br.Attrs().Index
 	if b.pinned[index] {
 		return nil
 	}
-	if err := b.handle.LinkSetHardwareAddr(bridge, bridge.Attrs().HardwareAddr); err != nil {
-		return fmt.Errorf("pin the address of bridge %s: %w", bridge.Attrs().Name, err)
+	if err := bridge.Pin(b.handle, br); err != nil {
+		return err
 	}
 	b.pinned[index] = true
 	return nil

@@ -79,11 +79,11 @@ func sameNetworks(a, b []firewall.Network) bool {
 	return slices.Equal(slices.SortedFunc(slices.Values(a), order), slices.SortedFunc(slices.Values(b), order))
 }
 
-// bridge is what Linux takes as the name of a device and a rule as a word.
-var bridge = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,14}$`)
+// bridgeName is what Linux takes as the name of a device and a rule as a word.
+var bridgeName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,14}$`)
 
 func parseNetwork(record *fulmarv1.Network) (firewall.Network, error) {
-	if !bridge.MatchString(record.GetBridge()) {
+	if !bridgeName.MatchString(record.GetBridge()) {
 		return firewall.Network{}, fmt.Errorf("bridge %q: not the name of a device", record.GetBridge())
 	}
 	prefix, err := netip.ParsePrefix(record.GetPrefix())

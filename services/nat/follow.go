@@ -137,7 +137,7 @@ func (s *Service) look(ctx context.Context, cause string) error {
 	s.turn.Lock()
 	defer s.turn.Unlock()
 	err := s.restore(ctx, cause)
-	return errors.Join(err, prepare(s.rules.networks), s.forbidden())
+	return errors.Join(err, s.prepare(), s.forbidden())
 }
 
 // restore is the part of look that is about rules. The caller has the turn.

@@ -49,8 +49,9 @@ type Service struct {
 	changed chan struct{} // holds a token when somebody else changed the firewall
 	waiting atomic.Int32  // switches that wait for their turn or take it
 
-	turn  sync.Mutex // held by whoever changes rules; guards what follows
-	rules rules
+	turn   sync.Mutex // held by whoever changes rules; guards what follows
+	rules  rules
+	pinned map[int]bool // bridges whose address does not change, by index: one that is made anew has a new one
 }
 
 // New makes nat for a host. It fails if the host has no iptables.
@@ -65,7 +66,7 @@ func New(b *bus.Bus, host string, reg prometheus.Registerer) (*Service, error) {
 	return &Service{
 		bus: b, host: host, log: b.Log, metrics: newMetrics(reg), kernel: kernel,
 		heads: b.Heads.View(), networks: b.Networks.View(),
-		changed: make(chan struct{}, 1),
+		changed: make(chan struct{}, 1), pinned: map[int]bool{},
 	}, nil
 }
 

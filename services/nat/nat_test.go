@@ -4,10 +4,14 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"fulmar/firewall"
@@ -360,5 +364,34 @@ func (w *world) end(t *testing.T, stack string, generation uint64) {
 	d := &fulmarv1.Deployment{Stack: stack, Generation: generation, Network: lan(), Dying: dying}
 	if err := w.bus.Say(t.Context(), &fulmarv1.Event{Verb: string(messages.Stopped), Deployment: d}, last); err != nil {
 		t.Fatal(err)
+	}
+}
+
+func TestItsLooksLeaveTheNeighborsAlone(t *testing.T) {
+	w := newWorld(t)
+	s, err := New(w.bus, testHost, prometheus.NewRegistry())
+	if err != nil {
+		t.Fatal(err)
+	}
+	index := w.bridge.Attrs().Index
+	s.rules.networks = []firewall.Network{{Bridge: w.bridge.Attrs().Name, Prefix: netip.MustParsePrefix("10.79.0.0/24")}}
+	if err := s.prepare(); err != nil {
+		t.Fatal(err)
+	}
+	if err := netlink.NeighAdd(&netlink.Neigh{
+		LinkIndex: index, Family: unix.AF_INET, State: netlink.NUD_STALE, Flags: netlink.NTF_EXT_LEARNED,
+		IP: net.IPv4(10, 79, 0, 99), HardwareAddr: net.HardwareAddr{2, 0, 0, 0, 0, 99},
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.prepare(); err != nil {
+		t.Fatal(err)
+	}
+	list, err := netlink.NeighList(index, unix.AF_INET)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !slices.ContainsFunc(list, func(n netlink.Neigh) bool { return n.IP.Equal(net.IPv4(10, 79, 0, 99)) }) {
+		t.Errorf("the kernel knows %v: it will ask all for each", list)
 	}
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"slices"
 	"time"
@@ -12,6 +11,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"fulmar/bridge"
 	"fulmar/conntrack"
 	"fulmar/firewall"
 	fulmarv1 "fulmar/messages/fulmar/v1"
@@ -107,26 +107,28 @@ func localAddresses() ([]netip.Addr, error) {
 }
 
 // prepare sets what the kernel needs besides rules: its settings, and a MAC address for every bridge that does not change
-// with its ports.
-func prepare(networks []firewall.Network) error {
+// with its ports. The caller has the turn.
+func (s *Service) prepare() error {
 	var errs []error
-	for _, n := range networks {
-		errs = append(errs, firewall.Tune(n.Sysctls()), pin(n.Bridge))
+	for _, n := range s.rules.networks {
+		errs = append(errs, firewall.Tune(n.Sysctls()), s.pin(n.Bridge))
 	}
 	return errors.Join(errs...)
 }
 
-// pin gives a bridge explicitly the address that it has. Doing so again changes nothing.
-func pin(bridge string) error {
-	link, err := netlink.LinkByName(bridge)
+// pin pins the address of a bridge, once.
+func (s *Service) pin(name string) error {
+	link, err := netlink.LinkByName(name)
 	if err != nil {
-		return fmt.Errorf("find bridge %s: %w", bridge, err)
+		return fmt.Errorf("find bridge %s: %w", name, err)
 	}
-	if mac := link.Attrs().HardwareAddr; !slices.Equal(mac, make(net.HardwareAddr, len(mac))) {
-		if err := netlink.LinkSetHardwareAddr(link, mac); err != nil {
-			return fmt.Errorf("pin the address of bridge %s: %w", bridge, err)
-		}
+	if s.pinned[link.Attrs().Index] {
+		return nil
 	}
+	if err := bridge.Pin(&netlink.Handle{}, link); err != nil {
+		return err
+	}
+	s.pinned[link.Attrs().Index] = true
 	return nil
 }
 
