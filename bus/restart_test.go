@@ -26,6 +26,19 @@ func head(stack string, newest uint64) *fulmarv1.Head {
 	return &fulmarv1.Head{Stack: stack, Newest: newest}
 }
 
+// anew ends a bus and starts another one with its data.
+func (w *world) anew(s *bus.Server, dir string) *world {
+	w.t.Helper()
+	w.NC.Close()
+	s.Stop()
+	s, err := bus.StartServer(dir, "")
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.t.Cleanup(s.Stop)
+	return lookOn(w.t, s)
+}
+
 func TestARestartedBusKeepsEverything(t *testing.T) {
 	dir := t.TempDir()
 	s, err := bus.StartServer(dir, "")
@@ -52,14 +65,7 @@ func TestARestartedBusKeepsEverything(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.NC.Close()
-	s.Stop()
-
-	if s, err = bus.StartServer(dir, ""); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(s.Stop)
-	w = lookOn(t, s)
+	w = w.anew(s, dir)
 	if e, seq, err := w.Last(ctx, "web", 1); err != nil || seq != last || e.GetVerb() != "built" {
 		t.Errorf("the last event is %v at %d, %v; it was at %d", e, seq, err, last)
 	}
@@ -126,13 +132,7 @@ func TestDroppedRequestsTakeNoGenerationWithThem(t *testing.T) {
 	if err := stream.Purge(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	w.NC.Close()
-	s.Stop()
-	if s, err = bus.StartServer(dir, ""); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(s.Stop)
-	if generation := lookOn(t, s).request(deploy, "web", "{}"); generation != 11 {
+	if generation := w.anew(s, dir).request(deploy, "web", "{}"); generation != 11 {
 		t.Errorf("the next generation is %d, want 11", generation)
 	}
 }

@@ -75,22 +75,7 @@ func (w *world) replica(o bus.Options) *bus.Bus {
 // start runs something until the test ends or stop is called, which waits for its end.
 func (w *world) start(run func(context.Context) error) (stop func()) {
 	w.t.Helper()
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- run(ctx) }()
-	stopped := false
-	stop = func() {
-		cancel()
-		if stopped {
-			return
-		}
-		stopped = true
-		if err := <-done; err != nil {
-			w.t.Errorf("it ended with %v", err)
-		}
-	}
-	w.t.Cleanup(stop)
-	return stop
+	return bustest.Run(w.t, run)
 }
 
 func (w *world) step(b *bus.Bus, s bus.Step) (stop func()) {

@@ -2,6 +2,8 @@
 package bustest
 
 import (
+	"context"
+	"sync"
 	"testing"
 
 	"fulmar/bus"
@@ -37,4 +39,20 @@ func Open(tb testing.TB, s *bus.Server, o bus.Options) *bus.Bus {
 func Bus(tb testing.TB, service, host string) *bus.Bus {
 	tb.Helper()
 	return Open(tb, Server(tb), bus.Options{Service: service, Host: host})
+}
+
+// Run runs a service until the test ends, or until stop is called, which waits for its end.
+func Run(tb testing.TB, run func(context.Context) error) (stop func()) {
+	tb.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- run(ctx) }()
+	stop = sync.OnceFunc(func() {
+		cancel()
+		if err := <-done; err != nil {
+			tb.Errorf("it ended with %v", err)
+		}
+	})
+	tb.Cleanup(stop)
+	return stop
 }

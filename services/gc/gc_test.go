@@ -35,9 +35,7 @@ func TestADrainWaitsForKernelAndConnections(t *testing.T) {
 	w.gc(never)
 	w.awaitPlan("web-5 wait: the kernel still leads clients to it")
 
-	iptables(t, "-D", "PREROUTING", "-p", "tcp", "--dport", "8080", "-j", "FULMAR-5")
-	iptables(t, "-F", "FULMAR-5")
-	iptables(t, "-X", "FULMAR-5")
+	unpublish(t)
 	w.awaitPlan("web-5 wait: 1 connections are open")
 	if s := w.state(5); s != draining {
 		t.Errorf("with an open connection it is %v", s)
@@ -70,18 +68,14 @@ func TestADrainDoesNotWaitForTheConnectionsOfWhatHasExited(t *testing.T) {
 	w.say(messages.Published, 6)
 	w.gc(never)
 	w.awaitPlan("web-5 wait: the kernel still leads clients to it")
-	iptables(t, "-D", "PREROUTING", "-p", "tcp", "--dport", "8080", "-j", "FULMAR-5")
-	iptables(t, "-F", "FULMAR-5")
-	iptables(t, "-X", "FULMAR-5")
+	unpublish(t)
 	w.chain(5, messages.Published, messages.Drained)
 }
 
 func TestADrainEndsWithItsTime(t *testing.T) {
 	w := newWorld(t)
 	connect(t)
-	iptables(t, "-D", "PREROUTING", "-p", "tcp", "--dport", "8080", "-j", "FULMAR-5")
-	iptables(t, "-F", "FULMAR-5")
-	iptables(t, "-X", "FULMAR-5")
+	unpublish(t)
 	short := entry(5, draining, instance(5))
 	short.Content.Drain = durationpb.New(600 * time.Millisecond)
 	w.head(6, short, entry(6, live, instance(6)))

@@ -60,17 +60,7 @@ func (w *world) gc(sweep time.Duration) (stop func()) {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- b.RunService(ctx, svc) }()
-	stop = sync.OnceFunc(func() {
-		cancel()
-		if err := <-done; err != nil {
-			w.t.Errorf("gc ended: %v", err)
-		}
-	})
-	w.t.Cleanup(stop)
-	return stop
+	return bustest.Run(w.t, func(ctx context.Context) error { return b.RunService(ctx, svc) })
 }
 
 type logged struct{ t *testing.T }
@@ -242,6 +232,14 @@ func connect(t *testing.T) (open net.Conn) {
 	}
 	t.Cleanup(func() { _ = open.Close() })
 	return open
+}
+
+// unpublish takes the chain of generation 5 out of the kernel.
+func unpublish(t *testing.T) {
+	t.Helper()
+	iptables(t, "-D", "PREROUTING", "-p", "tcp", "--dport", "8080", "-j", "FULMAR-5")
+	iptables(t, "-F", "FULMAR-5")
+	iptables(t, "-X", "FULMAR-5")
 }
 
 // count counts how often a verb was said of a generation of stack web.

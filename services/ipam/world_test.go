@@ -64,17 +64,7 @@ func (w *world) start(c Config) (stop func()) {
 }
 
 func (w *world) background(run func(context.Context) error) (stop func()) {
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- run(ctx); close(done) }()
-	stop = func() {
-		cancel()
-		if err := <-done; err != nil {
-			w.t.Errorf("it ended with %v", err)
-		}
-	}
-	w.t.Cleanup(stop)
-	return stop
+	return bustest.Run(w.t, run)
 }
 
 // calm is a configuration in which nothing happens by itself.

@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"fulmar/bus/bustest"
 	"fulmar/messages"
 	fulmarv1 "fulmar/messages/fulmar/v1"
 )
@@ -232,7 +233,7 @@ func TestMetrics(t *testing.T) {
 	w, a := newWorld(t), newWeb(t)
 	w.head(deployment(42, spec(t, "web", quick(get(a.port)))), live)
 	s, reg := w.idle()
-	stop := run(t, s)
+	stop := bustest.Run(t, s.Run)
 	a.ill.Store(true)
 	w.hear(messages.Unhealthy)
 	gauge := func(name string) float64 {

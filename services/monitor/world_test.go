@@ -1,13 +1,11 @@
 package monitor
 
 import (
-	"context"
 	"fmt"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -60,24 +58,7 @@ func (w *world) listen() jetstream.MessagesContext {
 func (w *world) monitor() (stop func()) {
 	w.t.Helper()
 	s, _ := w.idle()
-	return run(w.t, s)
-}
-
-func run(t *testing.T, s *Service) (stop func()) {
-	t.Helper()
-	ctx, cancel := context.WithCancel(context.Background())
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		if err := s.Run(ctx); err != nil {
-			t.Errorf("monitor: %v", err)
-		}
-	})
-	stop = func() {
-		cancel()
-		wg.Wait()
-	}
-	t.Cleanup(stop)
-	return stop
+	return bustest.Run(w.t, s.Run)
 }
 
 // idle makes a monitor that does not run.

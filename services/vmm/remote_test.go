@@ -15,6 +15,7 @@ import (
 
 	"fulmar/albatross"
 	"fulmar/albatross/remote"
+	"fulmar/bus/bustest"
 	"fulmar/messages"
 	fulmarv1 "fulmar/messages/fulmar/v1"
 	"fulmar/services/vmm"
@@ -59,7 +60,7 @@ func (w *world) afar(label string, p albatross.Policy) (e *remote.Endpoint, serv
 		srv := remote.NewServer(remote.Config{
 			Certificate: tls.Certificate{Certificate: [][]byte{server.Raw}, PrivateKey: serverKey}, CA: pool, Dir: filepath.Join(w.dir, "run"),
 		}, slog.New(slog.DiscardHandler))
-		return until(w.t, func(ctx context.Context) error { return srv.Serve(ctx, l) })
+		return bustest.Run(w.t, func(ctx context.Context) error { return srv.Serve(ctx, l) })
 	}
 }
 

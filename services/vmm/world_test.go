@@ -82,7 +82,7 @@ func runHost(t *testing.T) (dir string, client *albatross.Client) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	until(t, svc.Run)
+	bustest.Run(t, svc.Run)
 	<-svc.Ready()
 	client = &albatross.Client{Dir: filepath.Join(dir, "run")}
 	t.Cleanup(func() {
@@ -99,22 +99,6 @@ func runHost(t *testing.T) (dir string, client *albatross.Client) {
 	return dir, client
 }
 
-// until runs a service until the test ends or the function that it gives is called.
-func until(t *testing.T, serve func(context.Context) error) (stop func()) {
-	t.Helper()
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- serve(ctx) }()
-	stop = sync.OnceFunc(func() {
-		cancel()
-		if err := <-done; err != nil {
-			t.Errorf("a service ended: %v", err)
-		}
-	})
-	t.Cleanup(stop)
-	return stop
-}
-
 // vmm runs a vmm of host h1.
 func (w *world) vmm(change ...func(*vmm.Config)) (stop func()) {
 	w.t.Helper()
@@ -128,7 +112,7 @@ func (w *world) vmm(change ...func(*vmm.Config)) (stop func()) {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	return until(w.t, func(ctx context.Context) error { return b.RunService(ctx, svc) })
+	return bustest.Run(w.t, func(ctx context.Context) error { return b.RunService(ctx, svc) })
 }
 
 type logged struct{ t *testing.T }

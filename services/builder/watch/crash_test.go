@@ -15,6 +15,20 @@ import (
 	fulmarv1 "fulmar/messages/fulmar/v1"
 )
 
+// putOff has a builder put off the others, which is the first part of its look.
+func (w *world) putOff(s *Service) *fulmarv1.Watch {
+	w.t.Helper()
+	record, rev, err := s.bus.Watches.Get(w.t.Context(), "web")
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	record.Next = timestamppb.New(w.clock.Now().Add(claim))
+	if err := s.bus.Watches.Put(w.t.Context(), "web", record, rev); err != nil {
+		w.t.Fatal(err)
+	}
+	return record
+}
+
 // TestABuilderDiesInTheMiddle has builders that do a part of a look and are gone, and then another one.
 func TestABuilderDiesInTheMiddle(t *testing.T) {
 	for name, die := range map[string]func(ctx context.Context, s *Service, w *fulmarv1.Watch) error{
@@ -43,14 +57,7 @@ func TestABuilderDiesInTheMiddle(t *testing.T) {
 			second := w.repo.push("main")
 			w.clock.advance(2 * time.Minute)
 			dead := w.replica()
-			record, rev, err := dead.bus.Watches.Get(t.Context(), "web")
-			if err != nil {
-				t.Fatal(err)
-			}
-			record.Next = timestamppb.New(w.clock.Now().Add(claim))
-			if err := dead.bus.Watches.Put(t.Context(), "web", record, rev); err != nil {
-				t.Fatal(err)
-			}
+			record := w.putOff(dead)
 			if err := die(t.Context(), dead, record); err != nil {
 				t.Fatal(err)
 			}
@@ -115,14 +122,7 @@ func TestTwoThatSendAtOnceAreOneDeployment(t *testing.T) {
 	second := w.repo.push("main")
 	w.clock.advance(2 * time.Minute)
 	late := w.replica()
-	record, rev, err := late.bus.Watches.Get(t.Context(), "web")
-	if err != nil {
-		t.Fatal(err)
-	}
-	record.Next = timestamppb.New(w.clock.Now().Add(claim))
-	if err := late.bus.Watches.Put(t.Context(), "web", record, rev); err != nil {
-		t.Fatal(err)
-	}
+	record := w.putOff(late)
 	record, request, err := late.conclude(t.Context(), record, late.ask(t.Context(), record), w.clock.Now())
 	if err != nil || request == nil {
 		t.Fatalf("%v, %v", request, err)

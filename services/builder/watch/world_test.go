@@ -118,17 +118,7 @@ func newWorld(t *testing.T) *world {
 
 // background runs something until the test ends, or until stop is called.
 func (w *world) background(run func(context.Context) error) (stop func()) {
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- run(ctx); close(done) }()
-	stop = func() {
-		cancel()
-		if err := <-done; err != nil {
-			w.t.Errorf("it ended with %v", err)
-		}
-	}
-	w.t.Cleanup(stop)
-	return stop
+	return bustest.Run(w.t, run)
 }
 
 // accept does what a builder does when it accepts.
