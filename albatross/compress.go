@@ -33,17 +33,25 @@ func Compress(data []byte, level int) ([]byte, error) {
 // Uncompress returns what a zlib stream holds, if that is at most limit bytes. What follows the stream is ignored.
 // The error is an [ErrCompressed].
 func Uncompress(data []byte, limit int) ([]byte, error) {
-	r, err := zlib.NewReader(bytes.NewReader(data))
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrCompressed, err)
-	}
 	var buf bytes.Buffer
-	n, err := io.Copy(&buf, io.LimitReader(r, int64(limit)+1))
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrCompressed, err)
-	}
-	if n > int64(limit) {
-		return nil, fmt.Errorf("%w: more than %d bytes when uncompressed", ErrCompressed, limit)
+	if err := UncompressTo(&buf, data, limit); err != nil {
+		return nil, err
 	}
 	return buf.Bytes(), nil
+}
+
+// UncompressTo is [Uncompress] for who bounds what is kept of many at once: an error of w ends it, and is in the error too.
+func UncompressTo(w io.Writer, data []byte, limit int) error {
+	r, err := zlib.NewReader(bytes.NewReader(data))
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrCompressed, err)
+	}
+	n, err := io.Copy(w, io.LimitReader(r, int64(limit)+1))
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrCompressed, err)
+	}
+	if n > int64(limit) {
+		return fmt.Errorf("%w: more than %d bytes when uncompressed", ErrCompressed, limit)
+	}
+	return nil
 }

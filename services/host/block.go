@@ -31,7 +31,7 @@ const (
 )
 
 // blockCommand carries out one command for block devices and names it.
-func (s *Service) blockCommand(ctx context.Context, conn net.Conn, request albatross.Wire) (name string, reply albatross.Payload, err error) {
+func (s *Service) blockCommand(ctx context.Context, conn net.Conn, request albatross.Wire, ration *ration) (name string, reply albatross.Payload, err error) {
 	block := request.Name
 	switch c := request.Payload.(type) {
 	case albatross.BlockInfo:
@@ -40,7 +40,7 @@ func (s *Service) blockCommand(ctx context.Context, conn net.Conn, request albat
 		reply, err = s.addBlock(block, c.Size, bytes.NewReader(nil))
 		return "block_add", reply, err
 	case albatross.OldBlockAdd:
-		content, err := s.content(c.Data, c.Compressed && c.Data != nil)
+		content, err := s.content(c.Data, c.Compressed && c.Data != nil, ration)
 		if err == nil {
 			reply, err = s.addBlock(block, c.Size, content)
 		}
@@ -52,7 +52,7 @@ func (s *Service) blockCommand(ctx context.Context, conn net.Conn, request albat
 		reply, err = s.receiveBlock(ctx, conn, block, c.Compressed)
 		return "block_set", reply, err
 	case albatross.OldBlockSet:
-		content, err := s.content(c.Data, c.Compressed)
+		content, err := s.content(c.Data, c.Compressed, ration)
 		if err == nil {
 			reply, err = s.setBlock(block, content)
 		}
@@ -60,20 +60,20 @@ func (s *Service) blockCommand(ctx context.Context, conn net.Conn, request albat
 	case albatross.BlockDump:
 		return "block_dump", nil, s.sendBlock(ctx, conn, request.Header, c.Level)
 	case albatross.OldBlockDump:
-		reply, err = s.dumpBlock(block, c.Level)
+		reply, err = s.dumpBlock(block, c.Level, ration)
 		return "block_dump", reply, err
 	}
 	return "other", nil, refusal("unknown command")
 }
 
 // content reads what a command of the old form carries. Not more is uncompressed than a request may have.
-func (s *Service) content(data []byte, compressed bool) (io.Reader, error) {
+func (s *Service) content(data []byte, compressed bool, ration *ration) (io.Reader, error) {
 	if !compressed {
 		return bytes.NewReader(data), nil
 	}
-	data, err := albatross.Uncompress(data, s.cfg.MaxImage)
+	data, err := ration.uncompress(data, s.cfg.MaxImage)
 	if err != nil {
-		return nil, uncompressRefusal(err)
+		return nil, err
 	}
 	return bytes.NewReader(data), nil
 }
@@ -300,7 +300,7 @@ func (w *blockWriter) Write(b []byte) (int, error) {
 }
 
 // dumpBlock returns the content of a block device, as it was before albatross 2.6.
-func (s *Service) dumpBlock(name albatross.Name, level int) (albatross.Payload, error) {
+func (s *Service) dumpBlock(name albatross.Name, level int, ration *ration) (albatross.Payload, error) {
 	size, give, err := s.takeBlock(name, "dump")
 	if err != nil {
 		return nil, err
@@ -308,6 +308,9 @@ func (s *Service) dumpBlock(name albatross.Name, level int) (albatross.Payload, 
 	defer give()
 	if size > s.cfg.MaxImage/blockUnit {
 		return nil, refusal("dump block: too large for one message, use a newer client")
+	}
+	if err := ration.take(size * blockUnit); err != nil {
+		return nil, err
 	}
 	f, err := s.store.openBlock(name)
 	if err != nil {

@@ -41,7 +41,9 @@ func (s *Service) answer(ctx context.Context, conn net.Conn, request albatross.W
 		return false
 	}
 	begin := time.Now()
-	name, reply, err := s.command(ctx, conn, request)
+	ration := s.ration()
+	defer ration.release()
+	name, reply, err := s.command(ctx, conn, request, ration)
 	result := "ok"
 	if err != nil {
 		result = "failed"
@@ -62,13 +64,13 @@ func (s *Service) answer(ctx context.Context, conn net.Conn, request albatross.W
 }
 
 // command carries out one command and names it. There is no reply if the command has sent its own.
-func (s *Service) command(ctx context.Context, conn net.Conn, request albatross.Wire) (name string, reply albatross.Payload, err error) {
+func (s *Service) command(ctx context.Context, conn net.Conn, request albatross.Wire, ration *ration) (name string, reply albatross.Payload, err error) {
 	switch c := request.Payload.(type) {
 	case albatross.UnikernelCreate:
-		reply, err = s.create(request.Name, c.Config, c.Force)
+		reply, err = s.create(request.Name, c.Config, c.Force, ration)
 		return "create", reply, err
 	case albatross.UnikernelRestart:
-		reply, err = s.restart(request.Name, c.Args)
+		reply, err = s.restart(request.Name, c.Args, ration)
 		return "restart", reply, err
 	case albatross.UnikernelDestroy:
 		reply, err = s.destroy(request.Name)
@@ -76,7 +78,7 @@ func (s *Service) command(ctx context.Context, conn net.Conn, request albatross.
 	case albatross.UnikernelInfo:
 		return "info", s.info(request.Name, c.Generation), nil
 	case albatross.UnikernelGet:
-		reply, err = s.image(request.Name, c.Level)
+		reply, err = s.image(request.Name, c.Level, ration)
 		return "get", reply, err
 	case albatross.PolicyInfo:
 		return "policy_info", s.listPolicies(request.Name), nil
@@ -90,17 +92,17 @@ func (s *Service) command(ctx context.Context, conn net.Conn, request albatross.
 		albatross.StatsAdd, albatross.StatsRemove, albatross.StatsSubscribe:
 		return "other", nil, refusal("unknown command")
 	case albatross.Command:
-		return s.blockCommand(ctx, conn, request)
+		return s.blockCommand(ctx, conn, request, ration)
 	}
 	return "other", nil, refusal("this is not a command")
 }
 
 // create starts a unikernel; forced, it stops the one of that name first, once all that can be checked is.
-func (s *Service) create(name albatross.Name, cfg albatross.Config, force bool) (albatross.Payload, error) {
+func (s *Service) create(name albatross.Name, cfg albatross.Config, force bool, ration *ration) (albatross.Payload, error) {
 	if !name.HasLabel() {
 		return nil, refuse("create: %s is a path and names no unikernel", name)
 	}
-	image, err := load(cfg, s.cfg.MaxImage)
+	image, err := load(cfg, s.cfg.MaxImage, ration)
 	if err != nil {
 		return nil, err
 	}
@@ -120,7 +122,7 @@ func (s *Service) create(name albatross.Name, cfg albatross.Config, force bool) 
 }
 
 // restart stops a unikernel and starts it again, with new arguments unless they are nil.
-func (s *Service) restart(name albatross.Name, args *albatross.Args) (albatross.Payload, error) {
+func (s *Service) restart(name albatross.Name, args *albatross.Args, ration *ration) (albatross.Payload, error) {
 	e, unlock := s.lock(name)
 	defer unlock()
 	if e.inst == nil {
@@ -129,6 +131,9 @@ func (s *Service) restart(name albatross.Name, args *albatross.Args) (albatross.
 	r := e.inst.record
 	if args != nil {
 		r.Args = own(*args)
+	}
+	if err := s.rationImage(r.Digest, ration); err != nil {
+		return nil, err
 	}
 	image, err := s.loadBack(r)
 	if err != nil {
@@ -221,13 +226,8 @@ func (s *Service) info(name albatross.Name, g albatross.Generation) albatross.Pa
 }
 
 // image returns the image of a unikernel, compressed unless the level is 0.
-func (s *Service) image(name albatross.Name, level int) (albatross.Payload, error) {
-	e, unlock := s.lock(name)
-	defer unlock()
-	if e.inst == nil {
-		return nil, refusal("get: no unikernel found")
-	}
-	data, err := s.store.readImage(e.inst.record.Digest)
+func (s *Service) image(name albatross.Name, level int, ration *ration) (albatross.Payload, error) {
+	data, err := s.readImage(name, ration)
 	if err != nil || level == 0 {
 		return albatross.Image{Image: data}, err
 	}
@@ -236,6 +236,28 @@ func (s *Service) image(name albatross.Name, level int) (albatross.Payload, erro
 		return nil, refusal(err.Error())
 	}
 	return albatross.Image{Compressed: true, Image: data}, err
+}
+
+// readImage reads the image of a unikernel from the disk. The name is free again before the image goes anywhere.
+func (s *Service) readImage(name albatross.Name, ration *ration) ([]byte, error) {
+	e, unlock := s.lock(name)
+	defer unlock()
+	if e.inst == nil {
+		return nil, refusal("get: no unikernel found")
+	}
+	if err := s.rationImage(e.inst.record.Digest, ration); err != nil {
+		return nil, err
+	}
+	return s.store.readImage(e.inst.record.Digest)
+}
+
+// rationImage counts the bytes of an image that is to be read from the disk.
+func (s *Service) rationImage(digest []byte, ration *ration) error {
+	size, err := s.store.imageSize(digest)
+	if err != nil {
+		return err
+	}
+	return ration.take(size)
 }
 
 // relative is the name of a unikernel in a reply to a question for asked: unchanged if it is that very name, seen from the path if asked is one.

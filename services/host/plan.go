@@ -123,8 +123,8 @@ type loaded struct {
 	*solo5.Image
 }
 
-// load reads an image as a create carries it; at most limit bytes may come out of a compressed one.
-func load(cfg albatross.Config, limit int) (loaded, error) {
+// load reads an image as a create carries it; at most limit bytes may come out of a compressed one, as far as the ration goes.
+func load(cfg albatross.Config, limit int, ration *ration) (loaded, error) {
 	if cfg.Typ == albatross.BHyve && len(cfg.Blocks) == 0 {
 		return loaded{}, refuse("couldn't find initial block device") // what albatross misses first
 	}
@@ -134,8 +134,8 @@ func load(cfg albatross.Config, limit int) (loaded, error) {
 	data := cfg.Image
 	if cfg.Compressed {
 		var err error
-		if data, err = albatross.Uncompress(data, limit); err != nil {
-			return loaded{}, uncompressRefusal(err)
+		if data, err = ration.uncompress(data, limit); err != nil {
+			return loaded{}, err
 		}
 	}
 	return inspect(data)

@@ -22,12 +22,7 @@ const (
 	readTime       = 10 * time.Second // in which the next piece of a request must come
 	headTime       = time.Second / 4  // in which the start of a frame that is too large must come, if its answer is to name it
 	writeTime      = 10 * time.Second // in which a reply must be taken
-	freeBytes      = 64 << 10         // of a request, that count towards no budget
-	budgetImages   = 4                // times MaxImage: what all requests that are being read may hold
 )
-
-// errBusy reports that too many large requests are being read.
-var errBusy = errors.New("too many large requests at once, try again")
 
 // answerer answers one request of a connection, which ends with it unless there may be more.
 type answerer func(ctx context.Context, conn net.Conn, request albatross.Wire) (more bool)
@@ -95,8 +90,8 @@ func pauseAccept(ctx context.Context) {
 
 // converse reads one request and has it answered. It says whether the client may ask for more.
 func (s *Service) converse(ctx context.Context, conns *connections, c *connection, answer answerer) (more bool) {
-	body := &pacedReader{head: make([]byte, 0, headMax), conn: c.Conn, budget: &s.budget, limit: int64(s.cfg.MaxImage) * budgetImages}
-	defer body.release()
+	body := &pacedReader{head: make([]byte, 0, headMax), conn: c.Conn, ration: s.ration()}
+	defer body.ration.release()
 	frame, err := albatross.ReadFrame(body, s.cfg.MaxImage)
 	var request albatross.Wire
 	if err == nil {
@@ -130,10 +125,7 @@ func (s *Service) reply(conn net.Conn, h albatross.Header, p albatross.Payload) 
 // pacedReader reads a request piece by piece: each must come in time, and what is large must fit into the budget of all.
 type pacedReader struct {
 	conn   net.Conn
-	budget *budget
-	limit  int64
-	read   int64
-	taken  int64
+	ration *ration
 	head   []byte // what came first, at most headMax bytes
 }
 
@@ -141,12 +133,8 @@ func (r *pacedReader) Read(p []byte) (int, error) {
 	_ = r.conn.SetReadDeadline(time.Now().Add(readTime))
 	n, err := r.conn.Read(p)
 	r.head = append(r.head, p[:min(n, headMax-len(r.head))]...)
-	r.read += int64(n)
-	if want := r.read - freeBytes; want > r.taken {
-		if !r.budget.take(want-r.taken, r.limit) {
-			return n, errBusy
-		}
-		r.taken = want
+	if busy := r.ration.take(n); busy != nil {
+		return n, busy
 	}
 	return n, err
 }
@@ -194,31 +182,6 @@ func headerOf(message []byte) albatross.Header {
 		return albatross.Header{}
 	}
 	return w.Header
-}
-
-// release gives the budget back.
-func (r *pacedReader) release() { r.budget.give(r.taken) }
-
-// budget counts the bytes that requests hold.
-type budget struct {
-	mu   sync.Mutex
-	used int64
-}
-
-func (b *budget) take(n, limit int64) bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.used+n > limit {
-		return false
-	}
-	b.used += n
-	return true
-}
-
-func (b *budget) give(n int64) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.used -= n
 }
 
 // connection is one client.

@@ -285,6 +285,18 @@ func (s *store) saveImage(digest, image []byte) error {
 // errDamaged reports an image that is not (any more) what its name says, or not there. A power cut leaves none that was answered for.
 var errDamaged = errors.New("the image is damaged")
 
+// imageSize is the size of an image in bytes. That it is not there is left to [store.readImage] to tell.
+func (s *store) imageSize(digest []byte) (int, error) {
+	info, err := os.Stat(s.path("images", hex.EncodeToString(digest)))
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, fmt.Errorf("look at image: %w", err)
+	}
+	return int(info.Size()), nil
+}
+
 // readImage reads an image back. The error is [errDamaged] if it is not the one of the digest.
 func (s *store) readImage(digest []byte) ([]byte, error) {
 	image, err := os.ReadFile(s.path("images", hex.EncodeToString(digest)))
