@@ -20,13 +20,7 @@ import (
 func TestGate(t *testing.T) {
 	image := solo5test.Build(t, 0)
 	gated := func(t *testing.T) (*exec.Cmd, *solo5.Gate) {
-		tender := prepare(t, solo5.Guest{Image: open(t, image), Memory: 64, Args: []string{"hello", "7"}})
-		cmd, gate, err := tender.GatedCommand()
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { gate.Close() })
-		return cmd, gate
+		return atGate(t, prepare(t, solo5.Guest{Image: open(t, image), Memory: 64, Args: []string{"hello", "7"}}))
 	}
 	t.Run("an open gate lets the guest run", func(t *testing.T) {
 		cmd, gate := gated(t)
@@ -42,12 +36,7 @@ func TestGate(t *testing.T) {
 		if err := gate.Open(); err != nil {
 			t.Fatal(err)
 		}
-		if output, err := io.ReadAll(console); string(output) != "hello\n" {
-			t.Errorf("the console said %q (%v)", output, err)
-		}
-		if cmd.Wait(); cmd.ProcessState.ExitCode() != 7 {
-			t.Errorf("ended with %s", cmd.ProcessState)
-		}
+		ends(t, cmd, console, "hello\n", 7)
 		if err := gate.Close(); err != nil {
 			t.Errorf("closing an opened gate: %v", err)
 		}
@@ -55,16 +44,7 @@ func TestGate(t *testing.T) {
 	t.Run("a closed gate ends the process, and the guest never ran", func(t *testing.T) {
 		cmd, gate := gated(t)
 		asNobody(t, cmd)
-		console := started(t, cmd, "")
-		if err := gate.Close(); err != nil {
-			t.Fatal(err)
-		}
-		if output, err := io.ReadAll(console); len(output) > 0 || err != nil {
-			t.Errorf("the console said %q (%v)", output, err)
-		}
-		if cmd.Wait(); cmd.ProcessState.ExitCode() != 1 {
-			t.Errorf("ended with %s", cmd.ProcessState)
-		}
+		endsClosed(t, cmd, gate)
 	})
 	t.Run("what the kernel refuses behind the gate is one line", func(t *testing.T) {
 		cmd, gate := gated(t)
@@ -145,8 +125,15 @@ func unchangeable(t *testing.T) func(*os.File, error) *os.File {
 
 func BenchmarkStartToExit(b *testing.B) {
 	image := open(b, solo5test.Build(b, 0))
+	benchmarkStartToExit(b, func() *solo5.Tender {
+		return prepare(b, solo5.Guest{Image: image, Memory: 32, Args: []string{"hello"}})
+	})
+}
+
+// benchmarkStartToExit measures what tenders take from their start to their end.
+func benchmarkStartToExit(b *testing.B, prepare func() *solo5.Tender) {
 	for b.Loop() {
-		tender := prepare(b, solo5.Guest{Image: image, Memory: 32, Args: []string{"hello"}})
+		tender := prepare()
 		cmd, err := tender.Command()
 		if err != nil {
 			b.Fatal(err)
@@ -156,4 +143,36 @@ func BenchmarkStartToExit(b *testing.B) {
 		}
 		tender.Close()
 	}
+}
+
+// atGate gives the command of a tender that waits at its gate, and the gate.
+func atGate(t *testing.T, tender *solo5.Tender) (*exec.Cmd, *solo5.Gate) {
+	t.Helper()
+	cmd, gate, err := tender.GatedCommand()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { gate.Close() })
+	return cmd, gate
+}
+
+// ends checks what a tender still says on its console, and the status that it ends with.
+func ends(t *testing.T, cmd *exec.Cmd, console io.Reader, said string, status int) {
+	t.Helper()
+	if output, err := io.ReadAll(console); string(output) != said || err != nil {
+		t.Errorf("the console said %q (%v)", output, err)
+	}
+	if cmd.Wait(); cmd.ProcessState.ExitCode() != status {
+		t.Errorf("ended with %s", cmd.ProcessState)
+	}
+}
+
+// endsClosed starts a tender and closes its gate, which ends it without a word of the guest.
+func endsClosed(t *testing.T, cmd *exec.Cmd, gate *solo5.Gate) {
+	t.Helper()
+	console := started(t, cmd, "")
+	if err := gate.Close(); err != nil {
+		t.Fatal(err)
+	}
+	ends(t, cmd, console, "", 1)
 }

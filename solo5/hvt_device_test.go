@@ -256,15 +256,7 @@ func TestHVTConsoleThatNobodyReadsStopsNoGuest(t *testing.T) {
 func BenchmarkHVTStartToExit(b *testing.B) {
 	needKVM(b)
 	image := open(b, solo5test.BuildHVT(b, solo5test.Features{}))
-	for b.Loop() {
-		tender := prepareHVT(b, solo5.Guest{Image: image, Memory: 32, Args: []string{"hello"}})
-		cmd, err := tender.Command()
-		if err != nil {
-			b.Fatal(err)
-		}
-		if err := cmd.Run(); err != nil {
-			b.Fatal(err)
-		}
-		tender.Close()
-	}
+	benchmarkStartToExit(b, func() *solo5.Tender {
+		return prepareHVT(b, solo5.Guest{Image: image, Memory: 32, Args: []string{"hello"}})
+	})
 }

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"strings"
@@ -250,12 +249,7 @@ func disk0(t *testing.T, proc string) string {
 func TestHVTGate(t *testing.T) {
 	image := solo5test.BuildHVT(t, solo5test.Features{})
 	gated := func(t *testing.T) (*exec.Cmd, *solo5.Gate) {
-		tender := prepareHVT(t, solo5.Guest{Image: open(t, image), Memory: 64, Args: []string{"hello", "7"}})
-		cmd, gate, err := tender.GatedCommand()
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { gate.Close() })
+		cmd, gate := atGate(t, prepareHVT(t, solo5.Guest{Image: open(t, image), Memory: 64, Args: []string{"hello", "7"}}))
 		asNobody(t, cmd)
 		return cmd, gate
 	}
@@ -268,25 +262,11 @@ func TestHVTGate(t *testing.T) {
 		if err := gate.Open(); err != nil {
 			t.Fatal(err)
 		}
-		if output, err := io.ReadAll(console); string(output) != "hello\n" {
-			t.Errorf("the console said %q (%v)", output, err)
-		}
-		if cmd.Wait(); cmd.ProcessState.ExitCode() != 7 {
-			t.Errorf("ended with %s", cmd.ProcessState)
-		}
+		ends(t, cmd, console, "hello\n", 7)
 	})
 	t.Run("a closed gate ends the process, and the guest never ran", func(t *testing.T) {
 		cmd, gate := gated(t)
-		console := started(t, cmd, "")
-		if err := gate.Close(); err != nil {
-			t.Fatal(err)
-		}
-		if output, err := io.ReadAll(console); len(output) > 0 || err != nil {
-			t.Errorf("the console said %q (%v)", output, err)
-		}
-		if cmd.Wait(); cmd.ProcessState.ExitCode() != 1 {
-			t.Errorf("ended with %s", cmd.ProcessState)
-		}
+		endsClosed(t, cmd, gate)
 	})
 }
 
