@@ -177,6 +177,30 @@ func (l *Layout) Extract(ctx context.Context, i Image, name string, w io.Writer,
 
 // apply reads a layer to its end and applies it to a tree.
 func (l *Layout) apply(ctx context.Context, t *tree, number int, b blob, left *int64) error {
+	return l.each(ctx, b, left, func(_ *layer, entry int, h *tar.Header) error {
+		if err := t.add(place{number, entry}, h); err != nil {
+			return refuse("layer %s: %w", b.name, err)
+		}
+		return nil
+	})
+}
+
+// copy writes the content of a file to w, and reads on to the end of its layer to see that it is still what it was.
+func (l *Layout) copy(ctx context.Context, b blob, n *node, w io.Writer) error {
+	left := l.unpacked
+	return l.each(ctx, b, &left, func(y *layer, entry int, h *tar.Header) error {
+		if entry != n.at.entry {
+			return nil
+		}
+		if h.Typeflag == tar.TypeDir || h.Size != n.Size {
+			return fmt.Errorf("layer %s changed while it was read", b.name)
+		}
+		return y.write(w, h.Size)
+	})
+}
+
+// each reads a layer to its end and calls f with each of its entries, whose content can be read then.
+func (l *Layout) each(ctx context.Context, b blob, left *int64, f func(y *layer, entry int, h *tar.Header) error) error {
 	y, err := l.openLayer(ctx, b, left)
 	if err != nil {
 		return err
@@ -190,35 +214,7 @@ func (l *Layout) apply(ctx context.Context, t *tree, number int, b blob, left *i
 		if err != nil {
 			return err
 		}
-		if err := t.add(place{number, entry}, h); err != nil {
-			return refuse("layer %s: %w", b.name, err)
-		}
-	}
-}
-
-// copy writes the content of a file to w, and reads on to the end of its layer to see that it is still what it was.
-func (l *Layout) copy(ctx context.Context, b blob, n *node, w io.Writer) error {
-	left := l.unpacked
-	y, err := l.openLayer(ctx, b, &left)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = y.done() }()
-	for entry := 0; ; entry++ {
-		h, err := y.next()
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		if entry != n.at.entry {
-			continue
-		}
-		if h.Typeflag == tar.TypeDir || h.Size != n.Size {
-			return fmt.Errorf("layer %s changed while it was read", b.name)
-		}
-		if err := y.write(w, h.Size); err != nil {
+		if err := f(y, entry, h); err != nil {
 			return err
 		}
 	}
