@@ -1,7 +1,6 @@
 package albatross
 
 import (
-	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -34,18 +33,17 @@ func ReadFrame(r io.Reader, limit int) ([]byte, error) {
 	if limit < 0 || uint64(n) > uint64(limit) {
 		return nil, fmt.Errorf("%w: %d bytes announced, %d allowed", ErrFrameTooLarge, n, limit)
 	}
-	if n <= firstRead {
-		frame := make([]byte, n)
-		if _, err := io.ReadFull(r, frame); err != nil {
+	for have, frame := 0, make([]byte, min(int(n), firstRead)); ; {
+		if _, err := io.ReadFull(r, frame[have:]); err != nil {
 			return nil, fmt.Errorf("read frame of %d bytes: %w", n, noEOF(err))
 		}
-		return frame, nil
+		if have = len(frame); have == int(n) {
+			return frame, nil
+		}
+		larger := make([]byte, min(2*have, int(n)))
+		copy(larger, frame)
+		frame = larger
 	}
-	buf := bytes.NewBuffer(make([]byte, 0, firstRead))
-	if _, err := io.CopyN(buf, r, int64(n)); err != nil {
-		return nil, fmt.Errorf("read frame of %d bytes: %w", n, noEOF(err))
-	}
-	return buf.Bytes(), nil
 }
 
 // noEOF turns an end of input within a frame into the error that says so.

@@ -10,6 +10,7 @@ import (
 
 const (
 	freeBytes    = 64 << 10 // of a request, that count towards no budget
+	keepMax      = 1 << 20  // bytes that are uncompressed once
 	budgetImages = 4        // times MaxImage: what all requests that are being read or carried out may hold
 )
 
@@ -66,29 +67,39 @@ func (r *ration) take(n int) error {
 // release gives all back.
 func (r *ration) release() { r.budget.give(r.taken) }
 
-// uncompress returns what a zlib stream of a request holds, at most limit bytes, and counts it: a small request may hold much.
+// uncompress returns what a zlib stream of a request holds, at most limit bytes, and counts it: a small request may hold much. What is large is
+// uncompressed twice, because only then it is known how much memory it needs; a buffer that grows would take thrice as much.
 func (r *ration) uncompress(data []byte, limit int) ([]byte, error) {
-	out := &rationed{ration: r}
-	err := albatross.UncompressTo(out, data, limit)
+	first := &measured{ration: r}
+	err := albatross.UncompressTo(first, data, limit)
+	out := first.data
+	if err == nil && out.Len() < first.size {
+		out = *bytes.NewBuffer(make([]byte, 0, first.size))
+		err = albatross.UncompressTo(&out, data, limit)
+	}
 	switch {
 	case errors.Is(err, errBusy):
 		return nil, errBusy
 	case err != nil:
 		return nil, uncompressRefusal(err)
 	}
-	return out.buf.Bytes(), nil
+	return out.Bytes(), nil
 }
 
-// rationed keeps what is written to it, as far as its ration goes.
-type rationed struct {
-	buf    bytes.Buffer
+// measured counts what is written to it, as far as its ration goes, and keeps it if that is not much.
+type measured struct {
+	size   int
+	data   bytes.Buffer
 	ration *ration
 }
 
 // Write implements io.Writer.
-func (r *rationed) Write(p []byte) (int, error) {
-	if err := r.ration.take(len(p)); err != nil {
+func (m *measured) Write(p []byte) (int, error) {
+	if err := m.ration.take(len(p)); err != nil {
 		return 0, err
 	}
-	return r.buf.Write(p)
+	if m.size += len(p); m.size <= keepMax {
+		return m.data.Write(p)
+	}
+	return len(p), nil
 }
