@@ -2,7 +2,6 @@ package nat
 
 import (
 	"bufio"
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -132,17 +131,7 @@ func (w *world) nat(t *testing.T) (stop func()) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
-	done := make(chan error, 1)
-	go func() { done <- s.Run(ctx) }()
-	stop = sync.OnceFunc(func() {
-		cancel()
-		if err := <-done; err != nil {
-			t.Errorf("nat ended with %v", err)
-		}
-	})
-	t.Cleanup(stop)
-	return stop
+	return bustest.Run(t, s.Run)
 }
 
 type testLog struct{ t *testing.T }
