@@ -27,16 +27,8 @@ func (c *changes) tell() {
 // go, until either side closes the connection. What it answers is nothing to host.
 func (s *Service) announce(ctx context.Context, conn net.Conn, h albatross.Header) {
 	s.reply(conn, h, albatross.Empty{})
-	left := make(chan struct{})
-	go func() { // ends with the connection, which is closed when this function has returned at the latest
-		defer close(left)
-		_ = conn.SetReadDeadline(time.Time{})
-		_, _ = io.Copy(io.Discard, conn)
-	}()
-	defer func() {
-		_ = conn.Close()
-		<-left
-	}()
+	left, leave := hears(conn, func(conn net.Conn) { _, _ = io.Copy(io.Discard, conn) })
+	defer leave()
 	var sequence uint64
 	say := func(name albatross.Name, c albatross.Command) bool {
 		sequence++

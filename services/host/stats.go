@@ -150,16 +150,8 @@ func (s *Service) addStats(name albatross.Name, c albatross.StatsAdd) albatross.
 
 // followStats sends the statistics of a name or of all in a path, now and every interval.
 func (s *Service) followStats(ctx context.Context, conn net.Conn, asked albatross.Name) {
-	left := make(chan struct{})
-	go func() { // ends with the connection, which is closed when this function has returned at the latest
-		defer close(left)
-		_ = conn.SetReadDeadline(time.Time{})
-		_, _ = conn.Read(make([]byte, 1))
-	}()
-	defer func() {
-		_ = conn.Close()
-		<-left
-	}()
+	left, leave := hears(conn, anything)
+	defer leave()
 	ticker := time.NewTicker(s.stats.interval)
 	defer ticker.Stop()
 	for {

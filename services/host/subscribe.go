@@ -59,16 +59,8 @@ func (s *Service) subscribe(ctx context.Context, conn net.Conn, h albatross.Head
 	}
 	s.reply(conn, h, first)
 
-	left := make(chan struct{})
-	go func() { // ends with the connection, which is closed when this function has returned at the latest
-		defer close(left)
-		_ = conn.SetReadDeadline(time.Time{})
-		_, _ = conn.Read(make([]byte, 1))
-	}()
-	defer func() {
-		_ = conn.Close()
-		<-left
-	}()
+	left, leave := hears(conn, anything)
+	defer leave()
 	for {
 		select {
 		case <-left:
@@ -87,6 +79,24 @@ func (s *Service) subscribe(ctx context.Context, conn net.Conn, h albatross.Head
 				return
 			}
 		}
+	}
+}
+
+// anything is all that a subscriber may say: it ends the subscription.
+func anything(conn net.Conn) { _, _ = conn.Read(make([]byte, 1)) }
+
+// hears has a client heard beside what it is told: left is closed when hear has returned, as it does when the client is gone. leave closes the
+// connection and waits for that.
+func hears(conn net.Conn, hear func(net.Conn)) (left <-chan struct{}, leave func()) {
+	heard := make(chan struct{})
+	go func() {
+		defer close(heard)
+		_ = conn.SetReadDeadline(time.Time{})
+		hear(conn)
+	}()
+	return heard, func() {
+		_ = conn.Close()
+		<-heard
 	}
 }
 
