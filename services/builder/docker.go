@@ -10,14 +10,14 @@ import (
 	"fulmar/services/builder/docker"
 )
 
-// docker plans an image from a file of a Docker image. It is known by that image and the path of the file: by the digest
-// that the request names, which asks nobody, or by the id that the engine resolves the reference to.
+// docker plans an image from a file of a Docker image. It is known by that image and the path of the file: by the name with
+// its digest in the request, of which nobody is asked whether it has it, or by the id that the engine resolves the reference to.
 func (s *sources) docker(ctx context.Context, d *fulmarv1.DockerSource, l *log) (plan, error) {
 	p := plan{kind: "docker", facts: &fulmarv1.Build{}}
 	var image docker.Image
 	var err error
 	if _, digest, ok := strings.Cut(d.GetImage(), "@"); ok {
-		p.key, p.facts.ImageDigest = keyOf("docker", digest, d.GetPath()), digest
+		p.key, p.facts.ImageDigest = keyOf("docker", d.GetImage(), d.GetPath()), digest
 	} else {
 		if image, err = s.resolve(ctx, d, l); err != nil {
 			return plan{}, err

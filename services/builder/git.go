@@ -36,8 +36,9 @@ type recipe struct {
 // generated is the name of a Dockerfile that the builder adds to a context.
 const generated = ".fulmar.Dockerfile"
 
-// git plans an image that is built from a commit. It is known by the commit, the directory and the recipe: neither by the
-// URL, since a commit is the same everywhere, nor by the engine. A base image goes into it as the recipe names it.
+// git plans an image that is built from a commit. It is known by the repository, the commit, the directory and the recipe,
+// and not by the engine: a commit is the same everywhere, but nobody is asked whether a repository has the one that a request
+// names, and what was built from another must not pass for its. A base image goes into it as the recipe names it.
 func (s *sources) git(ctx context.Context, g *fulmarv1.GitSource, l *log) (plan, error) {
 	repository := git.Repository{URL: g.GetUrl(), Credential: g.GetCredential()}
 	r, err := s.recipe(g)
@@ -48,7 +49,7 @@ func (s *sources) git(ctx context.Context, g *fulmarv1.GitSource, l *log) (plan,
 	if err != nil {
 		return plan{}, err
 	}
-	p := plan{kind: "git", key: keyOf("git", append([]string{commit, path.Clean(g.GetDirectory())}, r.words...)...), facts: &fulmarv1.Build{Commit: commit}}
+	p := plan{kind: "git", key: keyOf("git", append([]string{g.GetUrl(), commit, path.Clean(g.GetDirectory())}, r.words...)...), facts: &fulmarv1.Build{Commit: commit}}
 	p.make = func(ctx context.Context, l *log, out *os.File) error {
 		release, err := s.slot(ctx, l)
 		if err != nil {

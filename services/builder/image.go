@@ -40,6 +40,11 @@ func (i *images) get(ctx context.Context, want string, fetch func(context.Contex
 			return known, nil
 		}
 	}
+	return i.fetch(ctx, want, fetch)
+}
+
+// fetch gives the image that fetch writes to a file, which must be the one wanted, and stores it.
+func (i *images) fetch(ctx context.Context, want string, fetch func(context.Context, *os.File) error) (image, error) {
 	f, err := scratch()
 	if err != nil {
 		return image{}, err

@@ -36,7 +36,11 @@ func (s *Service) image(ctx context.Context, source *fulmarv1.Image, l *log) (im
 // carryOut gets the image of a plan into the store: it is there already, another builder makes it, or this one does.
 func (s *Service) carryOut(ctx context.Context, p plan, l *log) (image, *fulmarv1.Build, error) {
 	if p.key == "" {
-		i, err := s.images.get(ctx, p.want, func(ctx context.Context, f *os.File) error { return p.make(ctx, l, f) })
+		get := s.images.get
+		if s.config.Policy != nil && p.kind != "object" { // it is about where the image comes from, not only what it is
+			get = s.images.fetch
+		}
+		i, err := get(ctx, p.want, func(ctx context.Context, f *os.File) error { return p.make(ctx, l, f) })
 		return i, nil, err
 	}
 	made, err := s.cache.get(ctx, order{key: p.key, log: l, make: func(ctx context.Context) (*fulmarv1.BuildRecord, error) { return s.make(ctx, p, l) }})

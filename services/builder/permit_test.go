@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -23,6 +24,7 @@ import (
 	"fulmar/bus/bustest"
 	"fulmar/messages"
 	fulmarv1 "fulmar/messages/fulmar/v1"
+	"fulmar/services/builder/docker/dockertest"
 	"fulmar/services/builder/policy"
 )
 
@@ -170,4 +172,42 @@ func TestWhatWasDeployedBeforeIsNotAskedForAgain(t *testing.T) {
 		w.await(generation, messages.Built)
 	}
 	w.await(w.request(deployKind, "web", deployOf(path)), messages.Rejected)
+}
+
+func TestWhatIsNotSignedPassesUnderNoOtherName(t *testing.T) {
+	w := newWorld(t)
+	api := w.withEngine()
+	body, digest := w.guest()
+	files := map[string]string{"Dockerfile": "FROM scratch\nCOPY guest /unikernel\n", "guest": string(body)}
+	staging := w.repository("staging", files)
+	files["README"] = "released"
+	released := w.repository("released", files)
+	commit := w.git(filepath.Join(w.root, "staging"), "rev-parse", "HEAD")
+	private := dockertest.Import(t, api, "fulmar-builder-private:test", dockertest.File{Name: "unikernel", Body: body})
+	path := w.file("released.spt", append(body, 0))
+	server := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		if strings.HasPrefix(r.URL.Path, "/open/to") {
+			http.Redirect(rw, r, "/elsewhere/image", http.StatusFound)
+			return
+		}
+		_, _ = rw.Write(body)
+	}))
+	t.Cleanup(server.Close)
+	w.startWith(newSigner(t).policy(strings.Join([]string{
+		"  - source: git+" + staging, "    signed: [ci]", "  - source: git+" + released, "  - source: file:" + path,
+		"  - source: docker:docker.io/library/fulmar-builder-private:test", "    signed: [ci]", "  - source: docker:docker.io/library/*", "  - source: " + server.URL + "/open/**",
+	}, "\n")))
+	for _, c := range []struct{ image, want string }{
+		{fmt.Sprintf(`"git":{"url":%q,"ref":"main","dockerfile":{}}`, staging), "must be signed by ci"}, // it is in the store then
+		{fmt.Sprintf(`"git":{"url":%q,"ref":%q,"dockerfile":{}}`, released, commit), "it is not there"},
+		{fmt.Sprintf(`"file":%q,"sha256":%q`, path, digest), "as the request says"},
+		{fmt.Sprintf(`"docker":{"image":%q,"pull":"never"}`, strings.TrimPrefix(private, "sha256:")[:12]), "the engine does not have it"},
+		{fmt.Sprintf(`"url":%q,"sha256":%q`, server.URL+"/open/to", digest), "redirected from " + server.URL + "/open/to: policy: source " + server.URL + "/elsewhere/image is none"},
+	} {
+		generation := w.request(deployKind, "web", deployImage(c.image))
+		w.await(generation, messages.Accepted)
+		if e := w.first(generation); e.GetVerb() != string(messages.Failed) || !strings.Contains(e.GetReason(), c.want) {
+			t.Errorf("%s: %s: %s, want %q", c.image, e.GetVerb(), e.GetReason(), c.want)
+		}
+	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"fmt"
 	"net/http"
 	"os"
 
@@ -11,6 +12,7 @@ import (
 
 	"fulmar/messages"
 	fulmarv1 "fulmar/messages/fulmar/v1"
+	"fulmar/services/builder/policy"
 )
 
 // plan is how the image of a source is made: what it is known by, what is known of it before it is made, and what makes it.
@@ -33,7 +35,23 @@ type sources struct {
 
 func newSources(c Config, i *images) *sources {
 	once := &http.Transport{Proxy: http.ProxyFromEnvironment, DisableKeepAlives: true} // nobody fetches an image twice
-	return &sources{config: c, images: i, client: &http.Client{Transport: once, Timeout: c.Fetch}, slots: make(chan struct{}, max(c.Recipes.Builds, 1))}
+	return &sources{config: c, images: i, client: &http.Client{Transport: once, Timeout: c.Fetch, CheckRedirect: redirect(c.Policy)}, slots: make(chan struct{}, max(c.Recipes.Builds, 1))}
+}
+
+// maxRedirects is how often a server may name another place, one after another.
+const maxRedirects = 10
+
+// redirect tells whether a client may go to where a server redirects it: that must be a source too.
+func redirect(p *policy.Policy) func(*http.Request, []*http.Request) error {
+	return func(r *http.Request, via []*http.Request) error {
+		if len(via) >= maxRedirects {
+			return badImage("it was redirected %d times", maxRedirects)
+		}
+		if err := p.Allow(&fulmarv1.Image{Source: &fulmarv1.Image_Url{Url: r.URL.String()}}); err != nil {
+			return fmt.Errorf("redirected from %s: %w", via[0].URL.Redacted(), err)
+		}
+		return nil
+	}
 }
 
 // plan looks what a source is now: which commit, which Docker image.
@@ -76,7 +94,7 @@ func (s *sources) object(object, sha256 string) (plan, error) {
 }
 
 // keyVersion is in every key: it changes when the same words come to mean another image.
-const keyVersion = "1"
+const keyVersion = "2"
 
 // keyOf gives the key of an image: the SHA-256 of all that goes into it, each word with its length before it, so that no two
 // lists of words are alike.

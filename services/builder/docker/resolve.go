@@ -48,8 +48,13 @@ func (e *Engine) Resolve(ctx context.Context, r Reference) (Image, error) {
 		return Image{}, messages.Refuse(fulmarv1.ReasonCode_REASON_CODE_INVALID, "docker image %s: %w", r.Image, err)
 	}
 	named, pullable := name.(reference.Named)
+	whole := name.String() // of what looks like a short id too: asked for that, the engine would give an image of any name
+	if pullable {
+		named = reference.TagNameOnly(named)
+		whole = named.String()
+	}
 	if r.Pull != PullAlways || !pullable {
-		i, err := e.inspect(ctx, r.Image, named)
+		i, err := e.inspect(ctx, r.Image, whole, named)
 		if err == nil || !errdefs.IsNotFound(err) {
 			return i, err
 		}
@@ -60,11 +65,11 @@ func (e *Engine) Resolve(ctx context.Context, r Reference) (Image, error) {
 	if err := e.pull(ctx, r, named); err != nil {
 		return Image{}, err
 	}
-	return e.inspect(ctx, r.Image, named)
+	return e.inspect(ctx, r.Image, whole, named)
 }
 
-func (e *Engine) inspect(ctx context.Context, ref string, named reference.Named) (Image, error) {
-	i, err := e.api.ImageInspect(ctx, ref)
+func (e *Engine) inspect(ctx context.Context, ref, whole string, named reference.Named) (Image, error) {
+	i, err := e.api.ImageInspect(ctx, whole)
 	if err != nil {
 		return Image{}, fmt.Errorf("look for docker image %s: %w", ref, err)
 	}

@@ -40,7 +40,7 @@ type Policy struct {
 // rule is about the sources that its pattern fits.
 type rule struct {
 	pattern   *regexp.Regexp
-	ref       bool // whether the pattern is also about the ref of a Git repository
+	ref       *regexp.Regexp // of a Git repository; nil: any
 	signed    []string
 	additions bool
 }
@@ -103,27 +103,37 @@ func Parse(text []byte) (*Policy, error) {
 				return nil, fmt.Errorf("source %q is to be signed by %s, and there is no such key", a.Source, name)
 			}
 		}
-		p.rules = append(p.rules, rule{pattern: compile(a.Source), ref: strings.Contains(a.Source, "#"), signed: a.Signed, additions: a.Additions})
+		r := rule{signed: a.Signed, additions: a.Additions}
+		name, ref, ok := strings.Cut(a.Source, "#")
+		if ok {
+			r.ref = compile(ref)
+		}
+		r.pattern = compile(name)
+		p.rules = append(p.rules, r)
 	}
 	return p, nil
 }
 
-// compile makes a pattern of sources a regular expression.
+// compile makes a pattern of sources a regular expression. Only what ends the pattern stands for the query of a URL too:
+// what follows a wildcard is to be found in the path, not in a query after the path of something else.
 func compile(pattern string) *regexp.Regexp {
-	text := regexp.QuoteMeta(pattern)
-	text = strings.ReplaceAll(text, `\*\*`, `.*`)
-	text = strings.ReplaceAll(text, `\*`, `[^/]*`)
+	begin := strings.TrimRight(pattern, "*")
+	text := regexp.QuoteMeta(begin)
+	text = strings.ReplaceAll(text, `\*\*`, `[^?]*`)
+	text = strings.ReplaceAll(text, `\*`, `[^/?]*`)
+	switch stars := len(pattern) - len(begin); {
+	case stars == 1:
+		text += `[^/]*`
+	case stars > 1:
+		text += `.*`
+	}
 	return regexp.MustCompile(`^(?s:` + text + `)$`)
 }
 
 // find gives the rule for a source.
 func (p *Policy) find(s source) (rule, bool) {
 	for _, r := range p.rules {
-		name := s.name
-		if r.ref {
-			name += "#" + s.ref
-		}
-		if r.pattern.MatchString(name) {
+		if r.pattern.MatchString(s.name) && (r.ref == nil || r.ref.MatchString(s.ref)) {
 			return r, true
 		}
 	}

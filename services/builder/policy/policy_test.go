@@ -64,6 +64,9 @@ func TestSource(t *testing.T) {
 		`"git":{"url":"ssh://git@git.example:22/www"}`:                 "git+ssh://git.example/www",
 		`"git":{"url":"git@git.example:a/www"}`:                        "git+ssh://git.example/a/www",
 		`"git":{"url":"file:///srv/www.git"}`:                          "git+file:///srv/www.git",
+		`"git":{"url":"https://git.example/evil?/www"}`:                "git+https://git.example/evil",
+		`"git":{"url":"https://git.example/team-a%2Fwww"}`:             "git+https://git.example/team-a/www",
+		`"git":{"url":"git@git.example:evil#/www"}`:                    "git+ssh://git.example/evil%23/www",
 	} {
 		if got, err := policy.Source(image(t, text)); err != nil || got != want {
 			t.Errorf("Source(%s) = %q, %v, want %q", text, got, err, want)
@@ -90,6 +93,8 @@ allow:
   - source: docker:docker.io/library/**
   - source: oci:/srv/images/*
   - source: https://artefacts.example/**
+  - source: https://*.ci.example/*/www
+  - source: https://jobs.example/**/www?job=build
 `)
 	const git = `"git":{"url":"`
 	for _, text := range []string{
@@ -116,11 +121,24 @@ allow:
 		`"docker":{"image":"registry.example.evil/www:live"`:             "is none",
 		`"docker":{"image":"` + sum + `"`:                                "is none",
 		`"oci":{"layout":"/srv/images/../www.tar"`:                       "source oci:/srv/www.tar is none",
+		git + `https://git.example/unikernels/www#v1","ref":"main"`:      "is none",
 	} {
 		wantRefusal(t, p.Allow(image(t, text+"}")), want)
 	}
-	for _, text := range []string{`"object":"` + sum + `"`, `"file":"/srv/images/www"`, ""} {
-		wantRefusal(t, p.Allow(image(t, text)), "")
+	for _, text := range []string{`"url":"https://artefacts.example/www?job=build"`, `"url":"https://a.ci.example/b/www"`, `"url":"https://jobs.example/a/b/www?job=build"`} {
+		if err := p.Allow(image(t, text)); err != nil {
+			t.Errorf("Allow(%s) = %v", text, err)
+		}
+	}
+	for _, text := range []string{
+		`"object":"` + sum + `"`, `"file":"/srv/images/www"`, "",
+		`"url":"https://evil.example?.ci.example/b/www"`, `"url":"https://a.ci.example/evil?/www"`, `"url":"https://jobs.example/evil?/www?job=build"`,
+	} {
+		if err := p.Allow(image(t, text)); err == nil {
+			t.Errorf("Allow(%s) takes it", text)
+		} else {
+			wantRefusal(t, err, "")
+		}
 	}
 	if err := p.Allow(image(t, `"url":"https://artefacts.example/www","sha256_url":"https://artefacts.example/www.sha256"`)); err != nil {
 		t.Error(err)
@@ -130,6 +148,15 @@ allow:
 	if err := none.Allow(image(t, `"file":"/a"`)); err != nil {
 		t.Errorf("without a policy: %v", err)
 	}
+}
+
+func TestTheRefIsNoPartOfTheRepository(t *testing.T) {
+	p := parse(t, "allow: [{source: 'git+https://git.example/**#main'}]")
+	const repository = `"git":{"url":"https://git.example/www","ref":"`
+	if err := p.Allow(image(t, repository+`main"}`)); err != nil {
+		t.Error(err)
+	}
+	wantRefusal(t, p.Allow(image(t, repository+`other#main"}`)), "source git+https://git.example/www#other#main is none")
 }
 
 func TestParseRefuses(t *testing.T) {

@@ -55,6 +55,9 @@ func sourceOf(i *fulmarv1.Image) (source, error) {
 	return source{}, errors.New("there is none")
 }
 
+// errUnreadable reports what is no URL.
+var errUnreadable = errors.New("it cannot be read")
+
 // errNotPlain reports that a URL could stand for another.
 var errNotPlain = errors.New("its path has . or .. or // in it, so that it could pass for another")
 
@@ -65,8 +68,12 @@ var ports = map[string]string{"http": ":80", "https": ":443", "ssh": ":22"}
 func plainURL(text string) (string, error) {
 	u, err := url.Parse(text)
 	if err != nil {
-		return "", errors.New("it cannot be read")
+		return "", errUnreadable
 	}
+	return nameOf(u)
+}
+
+func nameOf(u *url.URL) (string, error) {
 	trimmed := strings.TrimSuffix(u.Path, "/")
 	if trimmed != "" && path.Clean(trimmed) != trimmed {
 		return "", errNotPlain
@@ -80,11 +87,17 @@ func plainURL(text string) (string, error) {
 // scp is the short form of an SSH URL.
 var scp = regexp.MustCompile(`^(?:[^@/]+@)?([^:/]+):([^/].*)$`)
 
+// plainRepository gives the URL of a repository as git is told it: without a query, and whichever way its path is written.
 func plainRepository(text string) (string, error) {
+	u, err := url.Parse(text)
 	if m := scp.FindStringSubmatch(text); m != nil && !strings.Contains(text, "://") {
-		text = "ssh://" + m[1] + "/" + m[2]
+		u, err = &url.URL{Scheme: "ssh", Host: m[1], Path: "/" + m[2]}, nil
 	}
-	name, err := plainURL(text)
+	if err != nil {
+		return "", errUnreadable
+	}
+	u.RawPath, u.RawQuery, u.ForceQuery = "", "", false
+	name, err := nameOf(u)
 	return strings.TrimSuffix(name, "/"), err
 }
 
