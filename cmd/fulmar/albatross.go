@@ -47,7 +47,7 @@ func (*albatrossCmd) Help() string {
 
 From another machine, by certificates. Once, where the root CA is kept:
   fulmar albatross generate tls          # cacert.pem and ca.key, server.pem and server.key
-and with cacert.pem, server.pem and server.key on the machine of the daemon:
+and with cacert.pem, server.pem and server.key in /etc/fulmar/tls on the machine of the daemon:
   fulmar-tls --listen :1025
 Then, in one step, with the key of the CA at hand:
   fulmar albatross info --remote HOST:1025 --cert tls/cacert.pem --key tls/ca.key

@@ -100,6 +100,10 @@ func (d *fakeDaemon) answer(conn net.Conn, h albatross.Header, m albatross.Comma
 		d.watched = albatross.StatsAdd{}
 		reply(albatross.Text("removed"))
 	case albatross.PolicyAdd:
+		if m.Policy.Unikernels > 99 {
+			reply(albatross.Failure("policy above allows 99 unikernels, which is fewer than 100"))
+			return
+		}
 		d.policies[h.Name] = m.Policy
 		reply(albatross.Text("added policy"))
 	case albatross.PolicyRemove:

@@ -105,6 +105,13 @@ func (d *target) delegate(ctx context.Context, path albatross.Path, p albatross.
 	}
 	below := &remote.Endpoint{Address: d.endpoint.Address, Roots: d.endpoint.Roots, CA: ca}
 	_, err = below.Client().Policies(ctx, path)
+	if failure, ok := errors.AsType[*albatross.FailureError](err); ok { // not of the question, whose certificate has brought the policy
+		_, reason, found := strings.Cut(failure.Message, "]: command failed ")
+		if !found {
+			reason = failure.Message
+		}
+		return &albatross.FailureError{Command: "add policy of", Name: path.Name(), Message: reason}
+	}
 	return err
 }
 

@@ -259,6 +259,9 @@ type albatrossSignCmd struct {
 
 // Run signs a request.
 func (c *albatrossSignCmd) Run(e *env) error {
+	if c.Days < 0 {
+		return fmt.Errorf("--days=%d: a certificate cannot hold until before now", c.Days)
+	}
 	ca, err := e.cli.Albatross.authority()
 	if err != nil {
 		return err
@@ -304,6 +307,6 @@ func (e *env) tellSigned(ca *remote.Authority, c *x509.Certificate) error {
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(e.err, "signed for %q in the path %q, until %s: %s\n", c.Subject.CommonName, path, c.NotAfter.Local().Format(time.DateTime), text)
+	fmt.Fprintf(e.err, "signed for %q in the path %q, until %s: %s\n", c.Subject.CommonName, path.Name(), c.NotAfter.Local().Format(time.DateTime), text)
 	return nil
 }

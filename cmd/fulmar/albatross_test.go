@@ -193,6 +193,8 @@ func TestAlbatrossCommands(t *testing.T) {
 			l.says("added policy of user:", with("policy", "add", "user", "--unikernels", "2", "--memory", "64", "--cpu", "0", "--block", "10", "--bridge", "br0")...)
 			l.says("user: 2 64 MB 0 10 MB br0", with("policy", "ls")...)
 
+			l.fails("fulmar: albatross: add policy of user:: policy above allows 99", with("policy", "add", "user", "--unikernels", "100", "--memory", "64")...)
+
 			content := l.file("content", strings.Repeat("block", 10000))
 			l.says("added block device :vol", with("block", "add", "vol", "1")...)
 			l.says(":vol 1 MB no", with("block", "ls")...)
@@ -234,7 +236,10 @@ func TestDelegation(t *testing.T) {
 	root := l.endpoint()
 	image := l.file("image", strings.Repeat("image", 100_000))
 	l.must("csr", "--out", l.dir+"/user", "policy", "user", "--unikernels", "2", "--memory", "64", "--bridge", "br0")
-	l.must(append([]string{"sign", l.dir + "/user.req"}, root[2:]...)...)
+	l.fails("cannot hold until before now", append([]string{"sign", l.dir + "/user.req", "--days=-1"}, root[2:]...)...)
+	if status, _, told := l.run(append([]string{"sign", l.dir + "/user.req"}, root[2:]...)...); status != 0 || !strings.HasPrefix(told, `signed for "user" in the path ":", until `) {
+		t.Errorf("sign: status %d, %s", status, told)
+	}
 	user := []string{"--remote", l.addr, "--ca", l.dir + "/cacert.pem", "--cert", l.dir + "/user.pem", "--key", l.dir + "/user.key"}
 	l.says("created user:hello", append([]string{"create", "hello", image}, user...)...)
 	l.says("user:hello", append([]string{"info", "user:hello"}, user...)...)
