@@ -25,6 +25,9 @@ func (s *Service) adopt() error {
 		known.digests[hex.EncodeToString(v.Digest)] = true
 		s.ledger.booked[v.Name] = v.Args // it was allowed when it was created
 	}
+	if len(all) > 0 {
+		s.bridges.holders.forgot(time.Now())
+	}
 	gates := time.Now().Add(gateTime)
 	for _, v := range all {
 		inst, adopted, err := s.find(v, gates)

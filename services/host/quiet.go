@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 	"unsafe"
 
 	"github.com/vishvananda/netlink"
@@ -37,9 +38,10 @@ func offIPv6(tap string) error {
 // maxOwn bounds the addresses of a bridge that are looked at.
 const maxOwn = 16
 
-// hush keeps from a unikernel questions for an address of the bridge itself, of which own are the IPv4 addresses: nobody else can answer
-// them, and each start of another brings some. It still hears who asks for it, and every announcement: one may say that an address that it speaks to has another hardware
-// address now, and it would ask again only after minutes. The tap counts what it keeps back as dropped.
+// hush keeps from a unikernel what comes with each start of another: questions for an address of the bridge itself, of which own are the IPv4
+// addresses, because nobody else can answer them, and what unikernels announce of themselves, because host does so itself when it says
+// anything new: see [bridges.introduce]. It still hears who asks for it, and every announcement of somebody else: one may say that an address that it
+// speaks to has another hardware address now, and it would ask again only after minutes. The tap counts what it keeps back as dropped.
 func (t *tap) hush(own []netip.Addr) error {
 	program, err := bpf.Assemble(hushed(own[:min(len(own), maxOwn)]))
 	if err != nil {
@@ -66,18 +68,23 @@ func (t *tap) hush(own []netip.Addr) error {
 
 // Where things are in an Ethernet frame with ARP (RFC 826) in it.
 const (
+	offSource   = 6
 	offType     = 12
 	offSenderIP = 28
 	offTargetIP = 38
 	typeARP     = 0x0806
 	broadcast   = 0xffffffff // the first four of six bytes: no other address begins so
 	accept      = 1 << 18
+
+	// The hardware addresses of unikernels begin so, unless a request names others: see [albatross.MAC].
+	vendor     = 0x00804100
+	vendorMask = 0xffffff00
 )
 
 // hushed is the filter of hush.
 func hushed(own []netip.Addr) []bpf.Instruction {
 	const pass, drop = 0, 1 // from the end of the program
-	length := 10 + len(own)
+	length := 14 + len(own)
 	to := func(at, end int) uint8 { return uint8(length - 2 + end - at - 1) }
 	program := []bpf.Instruction{
 		bpf.LoadAbsolute{Off: 0, Size: 4},
@@ -87,7 +94,7 @@ func hushed(own []netip.Addr) []bpf.Instruction {
 		bpf.LoadAbsolute{Off: offSenderIP, Size: 4},
 		bpf.TAX{},
 		bpf.LoadAbsolute{Off: offTargetIP, Size: 4},
-		bpf.JumpIfX{Cond: bpf.JumpEqual, SkipTrue: to(7, pass)}, // who asks for itself announces itself
+		bpf.JumpIfX{Cond: bpf.JumpEqual, SkipTrue: uint8(len(own) + 1)}, // who asks for itself announces itself
 	}
 	for _, a := range own {
 		b := a.As4()
@@ -96,6 +103,10 @@ func hushed(own []netip.Addr) []bpf.Instruction {
 		})
 	}
 	return append(program,
+		bpf.Jump{Skip: uint32(to(len(program), pass))},
+		bpf.LoadAbsolute{Off: offSource, Size: 4},
+		bpf.ALUOpConstant{Op: bpf.ALUOpAnd, Val: vendorMask},
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: vendor, SkipTrue: to(len(program)+3, drop)},
 		bpf.RetConstant{Val: accept},
 		bpf.RetConstant{Val: 0},
 	)
@@ -180,10 +191,15 @@ func acquaintanceOf(name albatross.Name, args albatross.Args) (a acquaintance, o
 	return acquaintance{bridge: bridgeName(args.Bridges[0]), addr: addr, mac: mac(name, args.Bridges[0])}, true
 }
 
-// introduce makes a the kernel's neighbor, so that it need not ask all who has the address, and so that a thousand of them do not fill its
+// introduce makes a, which is behind a tap, the kernel's neighbor, so that it need not ask all who has the address, and so that a thousand of them do not fill its
 // table of neighbors, from which these entries do not count. It says nothing against what the kernel knows already, and the kernel looks
-// within seconds whether it is true.
-func (b *bridges) introduce(a acquaintance, bridge *netlink.Bridge, own []netip.Prefix) error {
+// within seconds whether it is true. If the address may have been another's lately, it tells all.
+func (b *bridges) introduce(a acquaintance, t *tap, bridge *netlink.Bridge, own []netip.Prefix) error {
+	if b.holders.moved(holderKey{bridge.Attrs().Index, a.addr}, a.mac.String(), time.Now()) && t != nil {
+		if _, err := t.file.Write(greeting(a)); err != nil {
+			return fmt.Errorf("announce %s at %s: %w", a.addr, a.mac, err)
+		}
+	}
 	near := false
 	for _, o := range own {
 		near = near || o.Contains(a.addr) && o.Addr() != a.addr
@@ -224,7 +240,7 @@ func (s *Service) meet(inst *instance) {
 		own, err = s.bridges.own(br)
 	}
 	if err == nil {
-		err = s.bridges.introduce(a, br, own)
+		err = s.bridges.introduce(a, nil, br, own)
 	}
 	if err != nil {
 		s.log.Warn("bridge was not kept quiet", "unikernel", inst.record.Name.String(), "err", err)
@@ -249,6 +265,7 @@ func (b *bridges) part(a acquaintance) error {
 	if err != nil {
 		return err
 	}
+	b.holders.left(holderKey{bridge.Attrs().Index, a.addr}, a.mac.String(), time.Now())
 	have, err := b.neighbor(bridge, a.addr)
 	if err != nil || have == nil || have.Flags&netlink.NTF_EXT_LEARNED == 0 || have.HardwareAddr.String() != a.mac.String() {
 		return err

@@ -1,9 +1,11 @@
 package host
 
 import (
+	"net"
 	"net/netip"
 	"slices"
 	"testing"
+	"time"
 
 	"golang.org/x/net/bpf"
 )
@@ -23,6 +25,9 @@ func TestHushed(t *testing.T) {
 		"a question for the bridge":                                    {arp(all, "10.9.0.9", "10.9.0.1"), false},
 		"a question for its other address":                             {arp(all, "10.9.0.9", "192.168.0.1"), false},
 		"an announcement":                                              {arp(all, "10.9.0.9", "10.9.0.9"), true},
+		"an announcement of another unikernel":                         {slices.Concat(all, []byte{0, 0x80, 0x41}, arp(all, "10.9.0.9", "10.9.0.9")[9:]), false},
+		"a question of another unikernel":                              {slices.Concat(all, []byte{0, 0x80, 0x41}, arp(all, "10.9.0.9", "10.9.0.2")[9:]), true},
+		"what host announces of another unikernel":                     {greeting(acquaintance{addr: netip.MustParseAddr("10.9.0.9"), mac: net.HardwareAddr{0, 0x80, 0x41, 1, 2, 3}}), true},
 		"an announcement of the bridge, or that its address has moved": {arp(all, "10.9.0.1", "10.9.0.1"), true},
 		"an announcement of its other address":                         {arp(all, "192.168.0.1", "192.168.0.1"), true},
 		"a look whether an address is free":                            {arp(all, "0.0.0.0", "10.9.0.2"), true},
@@ -76,5 +81,34 @@ func TestOwnAddress(t *testing.T) {
 				t.Errorf("got %v, %v, want %q", got, ok, c.want)
 			}
 		})
+	}
+}
+
+func TestAnAddressHasMovedOnlyIfAnotherMayHaveHadIt(t *testing.T) {
+	at := func(minutes int) time.Time { return time.Unix(0, 0).Add(time.Duration(minutes) * time.Minute) }
+	one, other := holderKey{1, netip.MustParseAddr("10.9.0.2")}, holderKey{2, netip.MustParseAddr("10.9.0.2")}
+	h := holders{last: make(map[holderKey]holder)}
+	for i, step := range []struct {
+		what string
+		got  bool
+		want bool
+	}{
+		{"a new one", h.moved(one, "a", at(0)), false},
+		{"the same one again", h.moved(one, "a", at(1)), false},
+		{"a second one at the same time", h.moved(one, "b", at(2)), false},
+		{"another", func() bool { h.left(one, "b", at(2)); h.left(one, "a", at(2)); return h.moved(one, "b", at(3)) }(), true},
+		{"one on another bridge", h.moved(other, "c", at(3)), false},
+		{"one long after the last began", func() bool { h.left(one, "b", at(300)); return h.moved(one, "a", at(301)) }(), true},
+		{"one long after the last ended", func() bool {
+			h.left(one, "a", at(302))
+			h.moved(other, "c", at(600))
+			return h.moved(one, "b", at(601))
+		}(), false},
+		{"one that host may have forgotten", func() bool { h.forgot(at(700)); return h.moved(holderKey{3, one.addr}, "a", at(701)) }(), true},
+		{"one that nobody remembers any more", h.moved(holderKey{4, one.addr}, "a", at(800)), false},
+	} {
+		if step.got != step.want {
+			t.Errorf("step %d, %s: %v", i, step.what, step.got)
+		}
 	}
 }

@@ -276,3 +276,24 @@ func TestATapWhoseNameIsTakenGetsAnother(t *testing.T) {
 		t.Errorf("the tap is called %s", tap.Attrs().Name)
 	}
 }
+
+func TestOthersHearThatAnAddressHasMoved(t *testing.T) {
+	cfg := config(t)
+	quietBridge(t)
+	d := start(t, cfg).destroyAll(t)
+	image := hosttest.Guest(t, 1)
+	a, b, c := name(t, ":a"), name(t, ":b"), name(t, ":c")
+	d.create(t, a, unikernel(image, 1, "wait", "--ipv4=10.9.0.2/24"))
+	d.await(t, a, is("up"))
+	tapA := tapOf(t, a)
+	d.create(t, b, unikernel(image, 1, "wait", "--ipv4=10.9.0.3/24"))
+	d.await(t, b, is("up"))
+	if n := heard(t, tapA); n != 0 {
+		t.Errorf("a heard %d frames of one that is new", n)
+	}
+	if err := d.Destroy(t.Context(), b); err != nil {
+		t.Fatal(err)
+	}
+	d.create(t, c, unikernel(image, 1, "wait", "--ipv4=10.9.0.3/24"))
+	until(t, "a hears of c", func() bool { return heard(t, tapA) == 1 })
+}

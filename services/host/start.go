@@ -133,7 +133,7 @@ func (s *Service) quieten(r record, t *tap, bridge *netlink.Bridge, mac net.Hard
 	}
 	err = s.bridges.quieten(t, bridge, own, mac)
 	if a, ok := acquaintanceOf(r.Name, r.Args); ok {
-		err = errors.Join(err, s.bridges.introduce(a, bridge, own))
+		err = errors.Join(err, s.bridges.introduce(a, t, bridge, own))
 	}
 	return err
 }

@@ -28,6 +28,8 @@ type bridges struct {
 
 	mu     sync.Mutex
 	pinned map[int]bool // by index: a bridge that is made anew has a new one
+
+	holders holders
 }
 
 // newBridges opens a netlink socket in the network namespace of the calling thread.
@@ -43,7 +45,7 @@ func newBridges() (*bridges, error) {
 	}
 	// So that questions about one interface are answered with that one alone; a kernel before Linux 4.20 cannot.
 	_ = unix.SetsockoptInt(s.GetFd(), unix.SOL_NETLINK, unix.NETLINK_GET_STRICT_CHK, 1)
-	return &bridges{handle: h, sockets: map[int]*nl.SocketHandle{unix.NETLINK_ROUTE: {Socket: s}}, pinned: make(map[int]bool)}, nil
+	return &bridges{handle: h, sockets: map[int]*nl.SocketHandle{unix.NETLINK_ROUTE: {Socket: s}}, pinned: make(map[int]bool), holders: holders{last: make(map[holderKey]holder)}}, nil
 }
 
 // close ends what newBridges opened.
