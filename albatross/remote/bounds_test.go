@@ -130,9 +130,13 @@ func TestOnePathCannotTakeAll(t *testing.T) {
 		_, _ = conn.Read(make([]byte, 1))
 	})
 	policy := extension(t, albatross.PolicyAdd{Policy: albatross.Policy{Unikernels: 1}})
-	subscribe := func(path string) (net.Conn, albatross.Payload) {
-		conn, err := l.endpoint(l.root).Dial(testContext(t), forge(t, l.root,
-			forged{cn: path, ca: true, extension: policy}, forged{cn: "web", extension: extension(t, albatross.ConsoleSubscribe{})}))
+	subscribe := func(path ...string) (net.Conn, albatross.Payload) {
+		var chain []forged
+		for _, label := range path {
+			chain = append(chain, forged{cn: label, ca: true, extension: policy})
+		}
+		chain = append(chain, forged{cn: "web", extension: extension(t, albatross.ConsoleSubscribe{})})
+		conn, err := l.endpoint(l.root).Dial(testContext(t), forge(t, l.root, chain...))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -157,7 +161,10 @@ func TestOnePathCannotTakeAll(t *testing.T) {
 	if _, got := subscribe("a"); got != albatross.Failure(ErrBusy.Error()) {
 		t.Errorf("the third of one path: %v", got)
 	}
-	if _, got := subscribe("b"); got != albatross.Text("subscribed") {
+	if _, got := subscribe("a", "x", "y"); got != albatross.Failure(ErrBusy.Error()) {
+		t.Errorf("the third, by a path below: %v", got)
+	}
+	if _, got := subscribe("b", "x"); got != albatross.Text("subscribed") {
 		t.Errorf("another path: %v", got)
 	}
 	if err := first.Close(); err != nil {

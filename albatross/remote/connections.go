@@ -11,8 +11,8 @@ import (
 // connection is one client. Its fields belong to connections.
 type connection struct {
 	net.Conn
-	known bool // the root or who it delegated to signed it
-	path  albatross.Path
+	known bool           // the root or who it delegated to signed it
+	path  albatross.Path // that of whom the root delegated to
 }
 
 // connections are the clients, oldest first.
@@ -53,8 +53,17 @@ func (cs *connections) add(conn net.Conn) *connection {
 	return c
 }
 
-// authenticated says whose a client is: it gives way to nobody any more. It is false if there are too many of its path.
+// delegate is the path with one label that a path is in, or the root: who has that can delegate what is below it as often as they like.
+func delegate(path albatross.Path) albatross.Path {
+	for parent, ok := path.Parent(); ok && !parent.IsRoot(); parent, ok = path.Parent() {
+		path = parent
+	}
+	return path
+}
+
+// authenticated says whose a client is: it gives way to nobody any more. It is false if there are too many of whom the root delegated its path to.
 func (cs *connections) authenticated(c *connection, path albatross.Path) bool {
+	path = delegate(path)
 	cs.mu.Lock()
 	defer cs.mu.Unlock()
 	same := 0

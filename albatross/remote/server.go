@@ -45,7 +45,7 @@ type Config struct {
 	CA          *x509.CertPool  // the root that signs clients
 	Dir         string          // run directory of the daemon, which holds util/vmmd.sock, util/console.sock and util/stat.sock
 	MaxImage    int             // largest image and answer, in bytes; 0 means 256 MB
-	Connections int             // at most so many at once, and a quarter of them of one path; 0 means 128
+	Connections int             // at most so many at once, and a quarter of them of one path that the root delegated, with what is below it; 0 means 128
 
 	speak time.Duration // in place of speakTime, for tests
 }

@@ -30,7 +30,7 @@ type config struct {
 	Listen      string `env:"TLS_LISTEN" placeholder:"ADDR" help:"Address to listen on, such as :1025. Empty: the sockets that systemd hands over."`
 	Inetd       bool   `help:"Serve the one connection on standard input, and end."`
 	MaxImage    int    `env:"TLS_MAX_IMAGE" default:"256" help:"Largest image, in MB."`
-	Connections int    `env:"TLS_CONNECTIONS" default:"128" help:"Connections at once at most; one path has at most a quarter."`
+	Connections int    `env:"TLS_CONNECTIONS" default:"128" help:"Connections at once at most; one path that the root delegated has at most a quarter, with all below it."`
 }
 
 func main() {

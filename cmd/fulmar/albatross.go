@@ -24,7 +24,7 @@ type albatrossCmd struct {
 
 	Create      albatrossCreateCmd      `cmd:"" help:"Start a unikernel."`
 	Destroy     albatrossDestroyCmd     `cmd:"" help:"Stop a unikernel."`
-	Restart     albatrossRestartCmd     `cmd:"" help:"Stop a unikernel and start it again; what is given replaces what it had."`
+	Restart     albatrossRestartCmd     `cmd:"" help:"Stop a unikernel and start it again; what is given replaces what it had. Whether it is told its name is not kept: give --no-add-name again."`
 	Info        albatrossInfoCmd        `cmd:"" help:"List what runs."`
 	Get         albatrossGetCmd         `cmd:"" help:"Fetch the image of a unikernel."`
 	Console     albatrossConsoleCmd     `cmd:"" help:"Print what a unikernel prints."`
