@@ -82,6 +82,9 @@ func (s *Service) make(ctx context.Context, p plan, l *log) (*fulmarv1.BuildReco
 	begin := s.now()
 	i, err := s.images.get(ctx, "", func(ctx context.Context, f *os.File) error { return p.make(ctx, l, f) })
 	took := s.now().Sub(begin)
+	if errors.Is(err, errBusy) {
+		return nil, err // nothing was begun
+	}
 	if err != nil {
 		l.sayf("failed after %s: %s", took.Round(time.Millisecond), err)
 	} else {

@@ -1,14 +1,21 @@
 package builder
 
 import (
+	"bytes"
+	"context"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+	"github.com/nats-io/nats.go/jetstream"
+
 	"fulmar/messages"
 	fulmarv1 "fulmar/messages/fulmar/v1"
+	"fulmar/services/builder/buildlog"
 )
 
 func TestUnwanted(t *testing.T) {
@@ -92,7 +99,7 @@ func TestTheKeyOfARecipe(t *testing.T) {
 		edit func(*fulmarv1.GitSource)
 		same bool
 	}{
-		"the URL does not matter":        {func(g *fulmarv1.GitSource) { g.Url = "git@git.example:www" }, true},
+		"the URL is no part of it":       {func(g *fulmarv1.GitSource) { g.Url = "git@git.example:www" }, true},
 		"nor does what limits the build": {func(g *fulmarv1.GitSource) { g.Memory, g.MilliCpus = 512, 100 }, true},
 		"a build argument does":          {func(g *fulmarv1.GitSource) { g.GetDockerfile().Args["A"] = "2" }, false},
 		"and the file":                   {func(g *fulmarv1.GitSource) { g.GetDockerfile().File = "b" }, false},
@@ -126,5 +133,31 @@ func TestABuildWaitsForOneThatRuns(t *testing.T) {
 	release()
 	if err := <-got; err != nil {
 		t.Errorf("after it ended: %v", err)
+	}
+}
+
+func TestABuildThatWaitsHasNotFailed(t *testing.T) {
+	w := newWorld(t)
+	s, l := w.replica(), w.log("api")
+	for range cap(s.sources.slots) {
+		s.sources.slots <- struct{}{}
+	}
+	_, err := s.make(t.Context(), plan{kind: "git", facts: &fulmarv1.Build{}, make: func(ctx context.Context, l *log, _ *os.File) error {
+		_, err := s.sources.slot(ctx, l)
+		return err
+	}}, l)
+	if !errors.Is(err, errBusy) {
+		t.Errorf("beside those that run: %v", err)
+	}
+	var said []string
+	err = buildlog.Read(bytes.NewReader(l.pack()), func(line buildlog.Line) error {
+		said = append(said, line.Text)
+		return nil
+	})
+	if diff := cmp.Diff([]string{"waits: 2 builds run here"}, said); diff != "" || err != nil {
+		t.Errorf("its log is wrong: %v (-want +got):\n%s", err, diff)
+	}
+	if kept, err := w.Logs.List(t.Context()); !errors.Is(err, jetstream.ErrNoObjectsFound) {
+		t.Errorf("a log is kept: %v, %v", kept, err)
 	}
 }

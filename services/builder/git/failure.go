@@ -119,6 +119,9 @@ func (s *session) explain(ctx context.Context, doing string, err error) error {
 	case absent:
 		return messages.Refuse(gone, "repository %s is not there, or not for %s: %w", url, bearer(name), f)
 	case closed:
+		if name != "" {
+			return messages.Refuse(gone, "repository %s: it is redirected to another server, which asks for a credential, and credential %s is not for that", url, name)
+		}
 		return messages.Refuse(gone, "repository %s asks for a credential, and the request names none", url)
 	case denied:
 		return messages.Refuse(gone, "repository %s does not let %s in: %w", url, bearer(name), f)

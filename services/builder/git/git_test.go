@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -255,7 +257,11 @@ func TestCredentialsOverHTTP(t *testing.T) {
 		_, err = w.client.Checkout(t.Context(), git.Repository{URL: url + "/www", Credential: name}, commit)
 		refused(t, err, notFound, want)
 	}
-	_, err := w.client.Resolve(t.Context(), git.Repository{URL: url + "/www", Credential: "webhook"}, "main")
+	moved := httptest.NewServer(http.RedirectHandler(url+"/www/info/refs?service=git-upload-pack", http.StatusFound))
+	t.Cleanup(moved.Close)
+	_, err := w.client.Resolve(t.Context(), git.Repository{URL: moved.URL + "/www", Credential: "right"}, "main")
+	refused(t, err, notFound, "it is redirected to another server, which asks for a credential, and credential right is not for that")
+	_, err = w.client.Resolve(t.Context(), git.Repository{URL: url + "/www", Credential: "webhook"}, "main")
 	refused(t, err, policy, "credential webhook: it is not for "+strings.TrimPrefix(url, "http://"))
 	_, err = w.client.Resolve(t.Context(), git.Repository{URL: "http://git.example/www", Credential: "right"}, "main")
 	refused(t, err, invalid, "it would be sent in clear text: use https")
