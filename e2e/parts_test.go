@@ -113,8 +113,8 @@ func (w *world) runs(instances ...string) {
 		for _, i := range instances {
 			shown := false
 			for line := range strings.Lines(out) {
-				f := strings.Fields(line) // deployment, state, unit, instance, address, ports, runs, host
-				shown = shown || len(f) == 8 && f[1] == "live" && f[3] == i && f[6] == "yes"
+				f := strings.Fields(line) // deployment, state, unit, instance, address, ports, runs ("yes", or "yes, again (1)"), host
+				shown = shown || len(f) >= 8 && f[1] == "live" && f[3] == i && strings.HasPrefix(f[6], "yes")
 			}
 			if !shown {
 				return fmt.Errorf("ps does not show that %s runs:\n%s", i, out)
