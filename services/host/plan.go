@@ -120,7 +120,24 @@ func own(args albatross.Args) albatross.Args {
 type loaded struct {
 	bytes  []byte
 	digest []byte
+	parts  []part // that are read to run it, which may be few of them: the rest is for debuggers, or nobody
 	*solo5.Image
+}
+
+// part is a part of an image's file.
+type part struct{ start, end int64 }
+
+// noting reads an image and notes what was read of it.
+type noting struct {
+	image *bytes.Reader
+	parts []part
+}
+
+// ReadAt implements io.ReaderAt.
+func (r *noting) ReadAt(p []byte, off int64) (int, error) {
+	n, err := r.image.ReadAt(p, off)
+	r.parts = append(r.parts, part{off, off + int64(n)})
+	return n, err
 }
 
 // load reads an image as a create carries it; at most limit bytes may come out of a compressed one, as far as the ration goes.
@@ -151,13 +168,18 @@ func uncompressRefusal(err error) error {
 
 // inspect reads what an image says of itself.
 func inspect(data []byte) (loaded, error) {
-	image, err := solo5.Read(bytes.NewReader(data), int64(len(data)))
+	file := &noting{image: bytes.NewReader(data)}
+	image, err := solo5.Read(file, int64(len(data)))
 	if errors.Is(err, solo5.ErrNotSolo5) {
 		return loaded{}, refuse("error during ELF parsing")
 	}
 	if err != nil {
 		return loaded{}, refuse("error during ELF parsing: %s", err)
 	}
+	parts := file.parts
+	for _, s := range image.Segments {
+		parts = append(parts, part{int64(s.Offset), int64(s.Offset + s.FileSize)})
+	}
 	sum := sha256.Sum256(data)
-	return loaded{bytes: data, digest: sum[:], Image: image}, nil
+	return loaded{bytes: data, digest: sum[:], parts: parts, Image: image}, nil
 }

@@ -148,7 +148,7 @@ func closeTaps(nets []solo5.Net) error {
 
 // spawn starts the process of a guest that has its devices, under a user of its own and in its control group. It does not pass its gate.
 func (s *Service) spawn(inst *instance, image loaded, guest solo5.Guest, stdout *os.File) (*waiting, error) {
-	file, err := seal(image.bytes)
+	file, err := seal(image)
 	if err != nil {
 		return nil, err
 	}
@@ -184,14 +184,20 @@ func (s *Service) tender(target solo5.Target, guest solo5.Guest) (*solo5.Tender,
 	return solo5.PrepareSPT(guest)
 }
 
-// seal returns a file in memory that holds an image and that nobody can change.
-func seal(image []byte) (*os.File, error) {
+// seal returns a file in memory that holds an image and that nobody can change. It stays while the unikernel runs, which maps it, and counts
+// towards the limit of nobody: so only the parts that are read are in it, which are no more than fit into the unikernel's memory.
+func seal(image loaded) (*os.File, error) {
 	fd, err := unix.MemfdCreate("solo5-image", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
 	if err != nil {
 		return nil, fmt.Errorf("seal image: %w", err)
 	}
 	f := os.NewFile(uintptr(fd), "solo5-image")
-	_, err = f.Write(image)
+	err = f.Truncate(int64(len(image.bytes)))
+	for _, p := range image.parts {
+		if err == nil {
+			_, err = f.WriteAt(image.bytes[p.start:p.end], p.start)
+		}
+	}
 	if err == nil {
 		_, err = unix.FcntlInt(f.Fd(), unix.F_ADD_SEALS, unix.F_SEAL_SEAL|unix.F_SEAL_SHRINK|unix.F_SEAL_GROW|unix.F_SEAL_WRITE)
 	}
