@@ -56,6 +56,10 @@ func (s *sources) git(ctx context.Context, g *fulmarv1.GitSource, l *log) (plan,
 			return err
 		}
 		defer release()
+		r := r
+		if r.build.Builder, err = s.config.Engine.Builder(ctx, r.build); err != nil { // before anything is fetched for it
+			return err
+		}
 		l.sayf("%s is commit %s", messages.SourceText(&fulmarv1.Image{Source: &fulmarv1.Image_Git{Git: g}}), commit)
 		checkout, err := s.config.Git.Checkout(ctx, repository, commit)
 		if err != nil {
@@ -146,9 +150,6 @@ func (s *sources) recipe(g *fulmarv1.GitSource) (recipe, error) {
 func (s *sources) run(ctx context.Context, g *fulmarv1.GitSource, r recipe, checkout *git.Checkout, l *log) (id string, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	if r.build.Builder, err = s.config.Engine.Builder(ctx, r.build); err != nil {
-		return "", err
-	}
 	c, err := s.context(ctx, g, r, checkout)
 	if err != nil {
 		return "", err

@@ -161,6 +161,20 @@ func TestABuildThatFailsKeepsItsLog(t *testing.T) {
 	}
 }
 
+func TestNothingIsFetchedForAnEngineThatIsNotThere(t *testing.T) {
+	w := newWorld(t)
+	url := w.repository("www", map[string]string{"Dockerfile": "FROM scratch\n"})
+	w.start()
+	generation := w.request(deployKind, "web", deployFrom(dockerfileOf(url)))
+	w.await(generation, messages.Accepted)
+	if e := w.await(generation, messages.Failed); !strings.Contains(e.GetReason(), "ask the docker engine: Cannot connect to the Docker daemon at "+w.engine) {
+		t.Errorf("it failed because %s", e.GetReason())
+	}
+	if log := w.kept("web-1.web"); len(log) != 1 || !strings.Contains(log[0], "failed after ") {
+		t.Errorf("the log is\n%s", strings.Join(log, "\n"))
+	}
+}
+
 func TestABuildEndsWhenNobodyWantsIt(t *testing.T) {
 	w := newWorld(t)
 	w.programs(w.withEngine())
