@@ -114,7 +114,7 @@ func (s *sources) slot(ctx context.Context, l *log) (release func(), err error) 
 	case <-late.C:
 		return nil, errBusy
 	case <-ctx.Done():
-		return nil, ctx.Err()
+		return nil, context.Cause(ctx)
 	}
 }
 

@@ -125,6 +125,11 @@ func TestABuildWaitsForOneThatRuns(t *testing.T) {
 	if _, err := s.slot(t.Context(), w.log("api")); !errors.Is(err, errBusy) {
 		t.Errorf("beside one that runs: %v", err)
 	}
+	late, cancel := context.WithCancelCause(t.Context())
+	cancel(messages.ErrLate)
+	if _, err := s.slot(late, w.log("api")); !errors.Is(err, messages.ErrLate) {
+		t.Errorf("when nobody wants it any more: %v", err)
+	}
 	got := make(chan error)
 	go func() {
 		_, err := s.slot(t.Context(), w.log("api"))

@@ -105,7 +105,7 @@ func (k *Checkout) find(ctx context.Context, name string) (found, error) {
 func (k *Checkout) Tar(ctx context.Context, c Context, w io.Writer) error {
 	root, err := k.find(ctx, c.Directory)
 	if err == nil && root.kind != "tree" {
-		err = fmt.Errorf("%s in commit %s: it is not a directory: %w", c.Directory, k.commit, fs.ErrNotExist)
+		return messages.Refuse(fulmarv1.ReasonCode_REASON_CODE_NOT_FOUND, "repository %s: directory %s in commit %s is a file", k.repository.URL, c.Directory, k.commit)
 	}
 	if errors.Is(err, fs.ErrNotExist) {
 		return messages.Refuse(fulmarv1.ReasonCode_REASON_CODE_NOT_FOUND, "repository %s: directory %w", k.repository.URL, err)

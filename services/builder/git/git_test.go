@@ -126,7 +126,7 @@ func TestADirectoryIsTheContext(t *testing.T) {
 		}
 	}
 	for directory, want := range map[string]string{
-		"absent": "directory absent in commit " + commit, "src/b.c": "it is not a directory", "outside": "it is a link out of the repository",
+		"absent": "directory absent in commit " + commit, "src/b.c": "directory src/b.c in commit " + commit + " is a file", "outside": "it is a link out of the repository",
 		"absolute": "it is a link out of the repository", "circle": "its links lead in a circle", "src/b.c/x": "directory src/b.c/x in commit",
 	} {
 		_, err := w.fetch(t, git.Repository{URL: r.url()}, commit, git.Context{Directory: directory})
