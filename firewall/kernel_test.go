@@ -112,8 +112,10 @@ func TestTheKernelPrintsWhatWasRendered(t *testing.T) {
 	if len(plan.Switched) != 2 || len(plan.Missing) != len(hooks()) {
 		t.Errorf("switched %v, hooked %v", plan.Switched, plan.Missing)
 	}
-	if got, err := Redirected(); err != nil || !cmp.Equal(got, map[uint64]bool{43: true, 7: true}) {
-		t.Errorf("redirected %v, %v", got, err)
+	for generation, want := range map[uint64]bool{43: true, 7: true, 42: false, 4: false} {
+		if got, err := Redirected(generation); err != nil || got != want {
+			t.Errorf("generation %d is redirected: %v, %v; want %v", generation, got, err, want)
+		}
 	}
 }
 

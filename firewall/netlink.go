@@ -21,16 +21,21 @@ const policyDrop = 0
 // attempts is how often a list of chains is read before its changing is an error.
 const attempts = 20
 
-// Redirected reads which generations the kernel still leads clients to. It runs no program.
-func Redirected() (map[uint64]bool, error) {
-	all, err := chains(unix.NFPROTO_IPV4)
-	found := map[uint64]bool{}
-	for _, c := range all {
-		if generation, ok := generationOf(c.text(unix.NFTA_CHAIN_NAME)); ok && c.text(unix.NFTA_CHAIN_TABLE) == tableNAT {
-			found[generation] = true
-		}
+// Redirected reports whether the kernel still leads clients to a generation. It runs no program, and asks for one chain: of a
+// thousand stacks there are thousands.
+func Redirected(generation uint64) (bool, error) {
+	req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_GETCHAIN, 0)
+	req.AddData(&nl.Nfgenmsg{NfgenFamily: unix.NFPROTO_IPV4})
+	req.AddData(nl.NewRtAttr(unix.NFTA_CHAIN_TABLE, nl.ZeroTerminated(tableNAT)))
+	req.AddData(nl.NewRtAttr(unix.NFTA_CHAIN_NAME, nl.ZeroTerminated(chainOf(generation))))
+	_, err := req.Execute(unix.NETLINK_NETFILTER, 0)
+	switch {
+	case err == nil:
+		return true, nil
+	case errors.Is(err, unix.ENOENT):
+		return false, nil
 	}
-	return found, err
+	return false, fmt.Errorf("look for the redirect of generation %d: %w", generation, err)
 }
 
 // Forbidding reads which chains of nftables, of tables that iptables knows nothing of, drop what is forwarded unless a

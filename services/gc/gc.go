@@ -180,12 +180,9 @@ func (s *Service) look(ctx context.Context, stack string, generation uint64) (lo
 // lookAtKernel asks whether clients are still led to a deployment that drains, and then for the flows of its instances that
 // have not ended: nobody answers those of the others.
 func (s *Service) lookAtKernel(ctx context.Context, l looked, f *Facts) error {
-	redirected, err := firewall.Redirected()
-	if err != nil {
+	var err error
+	if f.Redirected, err = firewall.Redirected(l.entry.GetGeneration()); err != nil || f.Redirected || len(l.dying) == 0 {
 		return err
-	}
-	if f.Redirected = redirected[l.entry.GetGeneration()]; f.Redirected || len(l.dying) == 0 {
-		return nil
 	}
 	host, _, err := s.bus.Hosts.Get(ctx, s.config.Host)
 	if err != nil {

@@ -264,7 +264,7 @@ func TestATapWhoseNameIsTakenGetsAnother(t *testing.T) {
 	bridge(t)
 	d := start(t, cfg).destroyAll(t)
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name = "fulmar0" // as a second host in this namespace has it
+	attrs.Name = "fulmar1" // as a second host in this namespace has it
 	other := &netlink.Bridge{LinkAttrs: attrs}
 	if err := netlink.LinkAdd(other); err != nil {
 		t.Fatal(err)

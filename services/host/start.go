@@ -112,7 +112,7 @@ func (s *Service) attachAll(inst *instance) ([]solo5.Net, error) {
 		if err != nil {
 			return nets, err
 		}
-		t, err := s.bridges.attach(bridge, s.cfg.UIDBase+inst.slot, inst.slot, inst.record.Name.String())
+		t, err := s.bridges.attach(bridge, s.cfg.UIDBase+inst.slot, inst.slot+1, inst.record.Name.String())
 		if err != nil {
 			return nets, err
 		}

@@ -14,8 +14,8 @@ import (
 	"fulmar/bridge"
 )
 
-// A tap is called by its prefix and a number: the slot of its unikernel, if no tap has it, or else the lowest one that no interface has. The
-// kernel, which finds that one, looks at all interfaces for it.
+// A tap is called by its prefix and a number: that after the slot of its unikernel (0 is a bridge's, as a rule), or if that is taken the lowest one
+// that no interface has. The kernel, which finds that one, looks at all interfaces for it.
 const (
 	tapPrefix  = "fulmar"
 	tapPattern = tapPrefix + "%d"
