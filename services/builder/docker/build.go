@@ -85,12 +85,12 @@ func (e *Engine) Builder(ctx context.Context, b Build) (Builder, error) {
 	if b.Builder != "" {
 		return b.Builder, nil
 	}
+	engine, err := e.ping(ctx)
+	if err != nil {
+		return "", err
+	}
 	if b.Memory > 0 || b.MilliCPUs > 0 {
 		return Classic, nil
-	}
-	engine, err := e.api.Ping(ctx)
-	if err != nil {
-		return "", fmt.Errorf("ask the docker engine: %w", err)
 	}
 	if engine.OSType != "linux" || versions.LessThan(engine.APIVersion, "1.40") {
 		return Classic, nil

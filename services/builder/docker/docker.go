@@ -10,10 +10,13 @@ package docker
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/url"
 	"sync"
+	"time"
 
+	"github.com/docker/docker/api/types"
 	"github.com/docker/docker/client"
 )
 
@@ -39,7 +42,12 @@ type Engine struct {
 	held     map[string]bool     // references of images of builds that run or are not discarded
 	built    map[string][]string // references of images that are not discarded, by id
 	classics int                 // builds that run by the classic builder
+
+	answer time.Duration // for an answer to a question that needs no work
 }
+
+// answers is how long an engine that is well may take for an answer to a question that needs no work.
+const answers = 30 * time.Second
 
 // New prepares the use of an engine. It does not look whether the engine is there.
 func New(c Config) (*Engine, error) {
@@ -54,8 +62,11 @@ func New(c Config) (*Engine, error) {
 	if u, err := url.Parse(api.DaemonHost()); err == nil && u.Scheme == "ssh" {
 		return nil, fmt.Errorf("use a docker engine: %s: an engine is reached by unix:// or tcp://; forward its socket to use ssh", u.Redacted())
 	}
-	return &Engine{api: api, owner: c.Owner, using: map[string]bool{}, left: map[string]bool{}, held: map[string]bool{}, built: map[string][]string{}}, nil
+	return &Engine{api: api, owner: c.Owner, using: map[string]bool{}, left: map[string]bool{}, held: map[string]bool{}, built: map[string][]string{}, answer: answers}, nil
 }
+
+// errSilent reports an engine that does not answer.
+var errSilent = errors.New("it takes the question and does not answer")
 
 // Close lets go of the connections.
 func (e *Engine) Close() error { return e.api.Close() }
@@ -65,8 +76,20 @@ func (e *Engine) Host() string { return e.api.DaemonHost() }
 
 // Ping reports whether the engine answers.
 func (e *Engine) Ping(ctx context.Context) error {
-	if _, err := e.api.Ping(ctx); err != nil {
-		return fmt.Errorf("ask the docker engine: %w", err)
+	_, err := e.ping(ctx)
+	return err
+}
+
+// ping asks an engine what it is. One that takes the question and does not answer is as good as none.
+func (e *Engine) ping(ctx context.Context) (types.Ping, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, e.answer, errSilent)
+	defer cancel()
+	answer, err := e.api.Ping(ctx)
+	if err != nil && errors.Is(context.Cause(ctx), errSilent) {
+		err = errSilent
 	}
-	return nil
+	if err != nil {
+		return answer, fmt.Errorf("ask the docker engine: %w", err)
+	}
+	return answer, nil
 }

@@ -39,7 +39,8 @@ func quote(said string) string {
 			}
 			return r
 		}, line))
-		vague := strings.Contains(line, "Could not read from remote repository") || strings.HasPrefix(line, "Please make sure") || strings.HasPrefix(line, "and the repository exists")
+		vague := strings.Contains(line, "Could not read from remote repository") || strings.HasPrefix(line, "Please make sure") || strings.HasPrefix(line, "and the repository exists") ||
+			strings.HasSuffix(line, "unpack-objects failed") || strings.HasSuffix(line, "invalid index-pack output")
 		if line != "" && (best == "" || !vague) {
 			best = line
 		}

@@ -39,6 +39,8 @@ func TestQuotePicksTheLineThatSaysWhy(t *testing.T) {
 		"remote: a\nfatal: why\n":    "why",
 		"fatal: a\x1b[31m\x00 b\n\n": "a [31m  b",
 		"ssh: connect to host h port 22: Connection refused\r\nfatal: Could not read from remote repository.\n\nPlease make sure you have the correct access rights\nand the repository exists.\n": "ssh: connect to host h port 22: Connection refused",
+		"error: unable to write file objects/1: No space left on device\nfatal: unpack-objects failed\n":                                                                                           "unable to write file objects/1: No space left on device",
+		"fatal: write error: No space left on device\nfatal: fetch-pack: invalid index-pack output\n":                                                                                              "write error: No space left on device",
 		"error: " + strings.Repeat("ü", 400): strings.Repeat("ü", maxQuote/2) + "...",
 	} {
 		if got := quote(said); got != want {
