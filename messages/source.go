@@ -102,6 +102,9 @@ func httpURL(field, s string) error {
 	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
 		return fmt.Errorf("%s %q is not an http or https URL", field, s)
 	}
+	if u.User != nil {
+		return fmt.Errorf("%s %s has a credential in it, which every event would show: deploy the file itself, which goes into the store", field, u.Redacted())
+	}
 	return nil
 }
 

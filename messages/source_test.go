@@ -59,6 +59,7 @@ func TestNormalizeNamesTheCulpritOfASource(t *testing.T) {
 		source(`"file":"/a","sha256_url":"https://a.example"`):                                          `sha256_url belongs to a url`,
 		source(`"url":"https://a.example/b","sha256_url":"ftp://a.example"`):                            `sha256_url "ftp://a.example" is not an http or https URL`,
 		source(`"url":"https://a.example/b","sha256_url":"https://a.example/c","sha256":"` + sum + `"`): `only one of sha256 and sha256_url`,
+		source(`"url":"https://ci:secret@a.example/b","sha256":"` + sum + `"`):                          `url https://ci:xxxxx@a.example/b has a credential in it`,
 		source(`"file":"/a","signatures":["` + strings.Repeat("x", 4097) + `"]`):                        `signatures: one has 4097 bytes, more than 4096`,
 		source(`"file":"/a","signatures":["","","","","","","","",""]`):                                 `signatures: 9, more than 8`,
 		source(`"git":{"url":"https://user:secret@git.example/www","dockerfile":{}}`):                   `git: url https://user:xxxxx@git.example/www has a credential in it`,

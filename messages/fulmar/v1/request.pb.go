@@ -639,7 +639,7 @@ type Image_Object struct {
 }
 
 type Image_Url struct {
-	// An http or https URL; sha256 is required with it, or sha256_url.
+	// An http or https URL without a credential; sha256 is required with it, or sha256_url.
 	Url string `protobuf:"bytes,3,opt,name=url,proto3,oneof"`
 }
 

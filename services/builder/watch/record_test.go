@@ -139,7 +139,7 @@ func TestSourcesAreThoseThatCanMove(t *testing.T) {
 	got, err := Sources("web", deployOf(
 		gitUnit("branch", wwwURL, "main"), gitUnit("head", "git@git.example:www.git", ""), gitUnit("commit", wwwURL, one),
 		dockerUnit("tag", "registry.example/www:live"), dockerUnit("digest", "registry.example/www@sha256:"+sum), never,
-		urlUnit("artefact", "https://ci.example/www.spt", "https://me:secret@ci.example/www.spt.sha256"),
+		urlUnit("artefact", "https://ci.example/www.spt", "https://ci.example/www.spt.sha256"),
 		&fulmarv1.UnitSpec{Name: "fixed", Image: &fulmarv1.Image{Source: &fulmarv1.Image_Object{Object: sum}}},
 	))
 	if err != nil {
@@ -149,7 +149,7 @@ func TestSourcesAreThoseThatCanMove(t *testing.T) {
 		{Unit: "branch", Source: wwwMain},
 		{Unit: "head", Source: "git@git.example:www.git"},
 		{Unit: "tag", Source: "docker:registry.example/www:live#/unikernel"},
-		{Unit: "artefact", Source: "https://me:xxxxx@ci.example/www.spt.sha256"},
+		{Unit: "artefact", Source: "https://ci.example/www.spt.sha256"},
 	}
 	if diff := cmp.Diff(want, got, protocmp.Transform()); diff != "" {
 		t.Errorf("sources (-want +got):\n%s", diff)
