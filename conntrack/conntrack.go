@@ -24,7 +24,7 @@ import (
 const manyAddresses = 8
 
 // Established counts, for every address of addrs, the TCP flows that it still answers: entries whose reply comes from the
-// address and whose state is before TIME_WAIT, but not SYN_SENT. An address without flows is in the answer with zero.
+// address and whose state is before TIME_WAIT, but not SYN_SENT, nor SYN_RECV of one that no published port led there. An address without flows is in the answer with zero.
 // Clients that vanished count for as long as the kernel keeps them (5 days by default).
 func Established(addrs ...netip.Addr) (map[netip.Addr]int, error) {
 	open := make(map[netip.Addr]int, len(addrs))

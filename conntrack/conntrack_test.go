@@ -138,6 +138,31 @@ func TestEstablishedCountsWhatTheAddressStillAnswers(t *testing.T) {
 	eventually(t, map[netip.Addr]int{first.Addr(): 0}, first.Addr())
 }
 
+// TestAHandshakeCountsIfItCameByAPublishedPort has the kernel hold two that were answered and never finished.
+func TestAHandshakeCountsIfItCameByAPublishedPort(t *testing.T) {
+	newNetwork(t)
+	t.Cleanup(func() {
+		if err := DeleteAddress(first.Addr()); err != nil {
+			t.Error(err)
+		}
+	})
+	for _, to := range []struct{ address, port, client string }{{first.Addr().String(), "8080", "40000"}, {"192.0.2.1", "80", "40001"}} {
+		out, err := exec.Command("conntrack", "-I", "-p", "tcp", "--state", "SYN_RECV", "--timeout", "60",
+			"-s", "192.0.2.2", "--sport", to.client, "-d", to.address, "--dport", to.port,
+			"-r", first.Addr().String(), "--reply-port-src", "8080", "-q", "192.0.2.2", "--reply-port-dst", to.client).CombinedOutput()
+		if err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		want := 0
+		if to.port == "80" {
+			want = 1
+		}
+		if got, err := Established(first.Addr()); err != nil || got[first.Addr()] != want {
+			t.Errorf("after a handshake to %s:%s %v count, %v; want %d", to.address, to.port, got, err, want)
+		}
+	}
+}
+
 func TestARequestThatNobodyAnsweredIsNoFlow(t *testing.T) {
 	n := newNetwork(t)
 	err := n.first.Do(func() error { return exec.Command("iptables", "-A", "INPUT", "-p", "tcp", "-j", "DROP").Run() })

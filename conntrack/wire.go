@@ -52,8 +52,13 @@ type flow struct {
 
 // answered reports whether a TCP flow was answered and may still carry data in either direction. A request that nobody
 // answers is none: who sent it asks again, and reaches whoever holds the port then. The kernel keeps it for 2 minutes, and
-// every health check that is too early for its unit leaves one.
+// every health check that is too early for its unit leaves one. Nor is a handshake straight to the address, past every
+// published port, that was answered and not finished: a health check that ends in that moment leaves it for a minute, if
+// the unit does not ask what has become of it. A client's handshake comes by a published port and counts.
 func (f flow) answered() bool {
+	if f.state == nl.TCP_CONNTRACK_SYN_RECV && f.destination == f.replySource {
+		return false
+	}
 	return f.state != nl.TCP_CONNTRACK_SYN_SENT && (f.state < nl.TCP_CONNTRACK_TIME_WAIT || f.state == nl.TCP_CONNTRACK_SYN_SENT2)
 }
 

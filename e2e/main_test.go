@@ -9,12 +9,10 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"strings"
 	"testing"
 	"time"
-
-	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 
 	"fulmar/bus"
 	"fulmar/e2e/lab"
@@ -179,10 +177,12 @@ func (w *world) explain() {
 	}
 	rules, err := lab.Rules()
 	w.t.Logf("rules: %v\n%s", err, strings.Join(rules, "\n"))
-	flows, err := netlink.ConntrackTableList(netlink.ConntrackTable, unix.AF_INET)
-	w.t.Logf("%d connections: %v", len(flows), err)
-	for _, f := range flows[:min(len(flows), 50)] {
-		w.t.Log(f)
+	table, err := exec.CommandContext(ctx, "conntrack", "-L", "-p", "tcp").Output() // with the state of each, which decides about a drain
+	w.t.Logf("connections: %v", err)
+	for line := range strings.Lines(string(table)) {
+		if !strings.Contains(line, "src=127.0.0.1") { // those of the bus
+			w.t.Log(strings.TrimSpace(line))
+		}
 	}
 }
 
