@@ -74,7 +74,11 @@ func (s *Service) follow(ctx context.Context, followed func()) error {
 		case <-s.changed:
 			begin := time.Now()
 			f.looks.Reset(f.look(ctx, "foreign"))
-			pause(ctx, max(breather, share*time.Since(begin)))
+			rest := max(breather, share*time.Since(begin))
+			if f.failures > 0 { // it has a pause of its own, and may have waited for a bus that is away
+				rest = breather
+			}
+			pause(ctx, rest)
 		case <-f.looks.C:
 			f.looks.Reset(f.look(ctx, "sweep"))
 		}
