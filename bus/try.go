@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"strings"
 	"sync"
 	"time"
@@ -42,7 +43,7 @@ func (b *Bus) tell(subject messages.EventSubject, err error) {
 
 // sentence makes one line of an error, of a length that a record can hold.
 func sentence(s string) string {
-	s = strings.Join(strings.Fields(s), " ")
+	s = strings.Join(strings.Fields(s[:min(len(s), 2*tryText)]), " ")
 	if len(s) > tryText {
 		s = s[:tryText] + "…"
 	}
@@ -50,16 +51,29 @@ func sentence(s string) string {
 }
 
 // Tries remembers how the last try of each deployment ended, as the step runners of all services tell it. It is filled
-// by [Tries.Run], and what was told before that is not known.
+// by [Tries.Run], and what was told before that is not known. Anybody may publish there, so it is bounded, and nothing is
+// remembered but a sentence for each deployment.
 type Tries struct {
 	bus *Bus
 
 	mu   sync.Mutex
-	last map[string]*fulmarv1.Event // by deployment
+	last map[deployment]try
+}
+
+// deployment is what is tried.
+type deployment struct {
+	stack      string
+	generation uint64
+}
+
+// try is how one ended.
+type try struct {
+	heard messages.Verb // the event whose step was tried
+	text  string        // with the service whose it was
 }
 
 // Tries makes an empty memory of tries.
-func (b *Bus) Tries() *Tries { return &Tries{bus: b, last: map[string]*fulmarv1.Event{}} }
+func (b *Bus) Tries() *Tries { return &Tries{bus: b, last: map[deployment]try{}} }
 
 // Run listens until ctx ends, which is no error.
 func (t *Tries) Run(ctx context.Context) error {
@@ -75,16 +89,20 @@ func (t *Tries) Run(ctx context.Context) error {
 }
 
 func (t *Tries) heard(m *nats.Msg) {
+	stack, generation, ok := messages.ParseTrySubject(m.Subject)
 	e := &fulmarv1.Event{}
-	if err := proto.Unmarshal(m.Data, e); err != nil {
+	if !ok || proto.Unmarshal(m.Data, e) != nil || e.GetDeployment().GetStack() != stack || e.GetDeployment().GetGeneration() != generation {
 		return // nothing rests on it
 	}
-	d := e.GetDeployment()
-	name := messages.DeploymentName(d.GetStack(), d.GetGeneration())
+	heard := messages.Verb(e.GetVerb())
+	if heard.Awaited() == "" {
+		return
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if _, known := t.last[name]; known || len(t.last) < tryNotes {
-		t.last[name] = e
+	d := deployment{stack, generation}
+	if _, known := t.last[d]; known || len(t.last) < tryNotes {
+		t.last[d] = try{heard, sentence(e.GetService() + ": " + e.GetReason())}
 	}
 }
 
@@ -92,20 +110,15 @@ func (t *Tries) heard(m *nats.Msg) {
 func (t *Tries) Last(stack string, generation uint64, heard messages.Verb) string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	e := t.last[messages.DeploymentName(stack, generation)]
-	if e == nil || e.GetVerb() != string(heard) {
-		return ""
+	if last := t.last[deployment{stack, generation}]; last.heard == heard {
+		return last.text
 	}
-	return e.GetService() + ": " + e.GetReason()
+	return ""
 }
 
 // Forget drops what is remembered of deployments that are not to be kept.
 func (t *Tries) Forget(keep func(stack string, generation uint64) bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for name, e := range t.last {
-		if !keep(e.GetDeployment().GetStack(), e.GetDeployment().GetGeneration()) {
-			delete(t.last, name)
-		}
-	}
+	maps.DeleteFunc(t.last, func(d deployment, _ try) bool { return !keep(d.stack, d.generation) })
 }

@@ -151,6 +151,16 @@ func TrySubject(stack string, generation uint64) string {
 	return "fulmar.try." + stack + "." + strconv.FormatUint(generation, 10)
 }
 
+// ParseTrySubject takes the subject of a try apart.
+func ParseTrySubject(subject string) (stack string, generation uint64, ok bool) {
+	t := strings.Split(subject, ".")
+	if len(t) != 4 || t[0] != "fulmar" || t[1] != "try" {
+		return "", 0, false
+	}
+	generation, ok = parseGeneration(t[3])
+	return t[2], generation, ok
+}
+
 // TryFilter matches the tries of all deployments.
 func TryFilter() string { return "fulmar.try.*.*" }
 

@@ -114,3 +114,15 @@ func TestLeaseKey(t *testing.T) {
 		t.Error("a key without an address was read")
 	}
 }
+
+func TestTrySubjects(t *testing.T) {
+	stack, generation, ok := messages.ParseTrySubject(messages.TrySubject("web", 42))
+	if !ok || stack != "web" || generation != 42 {
+		t.Errorf("it is read back as %q %d %v", stack, generation, ok)
+	}
+	for _, s := range []string{"", "fulmar.try.web", "fulmar.try.web.042", "fulmar.try.web.-1", "fulmar.try.web.42.x", "fulmar.event.web.42"} {
+		if _, _, ok := messages.ParseTrySubject(s); ok {
+			t.Errorf("%q was taken for the subject of a try", s)
+		}
+	}
+}

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/testing/protocmp"
 
 	"fulmar/bus"
@@ -139,5 +140,30 @@ func TestTheSweepFreesOrphans(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, w.leases()); diff != "" {
 		t.Errorf("leases (-want +got):\n%s", diff)
+	}
+}
+
+// TestNoTryKeepsADeadlineFromBeingKept has a stranger tell tries: one that no record can hold, and one that says of what is
+// not in its subject.
+func TestNoTryKeepsADeadlineFromBeingKept(t *testing.T) {
+	w := newWorld(t, lan())
+	w.start(calm())
+	e := w.accepted("web", 7, time.Second, unit("a", "i1", strings.Repeat("x", 8000)))
+	w.say(e, messages.Built)
+	w.await(7, messages.Leased)
+	for _, try := range []struct{ generation, bytes int }{{7, 8<<20 - 100}, {8, 8}} {
+		body, err := proto.Marshal(&fulmarv1.Event{
+			Verb: string(messages.Leased), Service: "vmm", Reason: strings.Repeat("x", try.bytes), Deployment: &fulmarv1.Deployment{Stack: "web", Generation: 7},
+		})
+		if err == nil {
+			err = w.NC.Publish(messages.TrySubject("web", uint64(try.generation)), body)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	e = w.await(7, messages.Failed)
+	if n := len(e.GetReason()); n > 800 || !strings.Contains(e.GetReason(), ": vmm: xxxxxxxxxx") {
+		t.Errorf("the reason has %d bytes: %.200s", n, e.GetReason())
 	}
 }
