@@ -89,8 +89,12 @@ func get(t *testing.T, url string) string {
 }
 
 func TestServeSaysThatNoBusAnswers(t *testing.T) {
-	err := bus.Serve(t.Context(), bus.Config{NATS: "nats://" + freeAddr(t)}, "ipam", "", slog.New(slog.DiscardHandler), nil)
-	if !errors.Is(err, bus.ErrNoBus) {
-		t.Errorf("got %v", err)
+	const secret = "s3cret"
+	addr := freeAddr(t)
+	for _, urls := range []string{"nats://" + addr, "nats://jo:s3cret@" + addr, "nats://s3cret@" + addr + ", jo:s3cret@" + addr, "nats://jo:s3cret%zz@" + addr} {
+		err := bus.Serve(t.Context(), bus.Config{NATS: urls}, "ipam", "", slog.New(slog.DiscardHandler), nil)
+		if !errors.Is(err, bus.ErrNoBus) || !strings.Contains(err.Error(), addr) || strings.Contains(err.Error(), secret) {
+			t.Errorf("of %s: got %v", urls, err)
+		}
 	}
 }

@@ -4,14 +4,18 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"golang.org/x/sys/unix"
+
+	"fulmar/messages"
 )
 
 const serverStart = 30 * time.Second
@@ -107,15 +111,27 @@ func (s *Server) Stop() {
 // ErrNoBus reports that no bus answered.
 var ErrNoBus = errors.New("no bus answers")
 
-// Connect connects to the bus at a URL, with a credentials file if one is named. It keeps reconnecting for ever.
-func Connect(url, creds, name string) (*nats.Conn, error) {
+// Connect connects to the bus at a URL, or at the first of several that answers, with a credentials file if one is named. It keeps reconnecting for ever.
+func Connect(urls, creds, name string) (*nats.Conn, error) {
 	o := []nats.Option{nats.Name(name), nats.MaxReconnects(-1), nats.ReconnectWait(250 * time.Millisecond)}
 	if creds != "" {
 		o = append(o, nats.UserCredentials(creds))
 	}
-	nc, err := nats.Connect(url, o...)
+	nc, err := nats.Connect(urls, o...)
+	if bad, ok := errors.AsType[*url.Error](err); ok {
+		err = bad.Err // its text has the password
+	}
 	if err != nil {
-		return nil, fmt.Errorf("%w at %s: %w", ErrNoBus, url, err)
+		return nil, fmt.Errorf("%w at %s: %w", ErrNoBus, shown(urls), err)
 	}
 	return nc, nil
+}
+
+// shown gives URLs, separated by commas, without the credentials in them.
+func shown(urls string) string {
+	var list []string
+	for _, u := range strings.Split(urls, ",") {
+		list = append(list, messages.ShownURL(strings.TrimSpace(u)))
+	}
+	return strings.Join(list, ",")
 }

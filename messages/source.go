@@ -28,6 +28,9 @@ const (
 // scpURL is the short form of an ssh URL: git@host:path.
 var scpURL = regexp.MustCompile(`^[A-Za-z0-9._-]+@[A-Za-z0-9.-]+:[^/].*$`)
 
+// imageDigest is the digest of an image of Docker, as it follows the @ of its reference.
+var imageDigest = regexp.MustCompile(`^[a-z0-9]+([.+_-][a-z0-9]+)*:[0-9a-fA-F]{32,}$`)
+
 func checkImage(u *fulmarv1.UnitSpec) error {
 	if u.GetImage() == nil {
 		return errors.New("image: none is given")
@@ -100,10 +103,10 @@ func checkURL(i *fulmarv1.Image) error {
 func httpURL(field, s string) error {
 	u, err := url.Parse(s)
 	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
-		return fmt.Errorf("%s %q is not an http or https URL", field, s)
+		return fmt.Errorf("%s %q is not an http or https URL", field, ShownURL(s))
 	}
 	if u.User != nil {
-		return fmt.Errorf("%s %s has a credential in it, which every event would show: deploy the file itself, which goes into the store", field, u.Redacted())
+		return fmt.Errorf("%s %s has a credential in it, which every event would show: deploy the file itself, which goes into the store", field, ShownURL(s))
 	}
 	return nil
 }
@@ -133,6 +136,9 @@ func unikernelPath(source string, p *string) error {
 func normalizeDocker(d *fulmarv1.DockerSource) error {
 	if d.GetImage() == "" || strings.ContainsAny(d.GetImage(), " \t\r\n") {
 		return fmt.Errorf("docker: image %q is not a reference", d.GetImage())
+	}
+	if _, digest, pinned := strings.Cut(d.GetImage(), "@"); pinned && !imageDigest.MatchString(digest) {
+		return fmt.Errorf("docker: image %s is not a reference, in which only a digest follows an @: a credential is named by credential", ShownURL(d.GetImage()))
 	}
 	if d.GetPull() == "" {
 		d.Pull = "missing"
@@ -191,10 +197,10 @@ func checkGitURL(s string) error {
 	}
 	u, err := url.Parse(s)
 	if err != nil {
-		return fmt.Errorf("url %q cannot be read", s)
+		return fmt.Errorf("url %q cannot be read", ShownURL(s))
 	}
 	if _, secret := u.User.Password(); secret || u.User != nil && u.Scheme != "ssh" {
-		return fmt.Errorf("url %s has a credential in it, which every event would show: name one of the builder's by credential", u.Redacted())
+		return fmt.Errorf("url %s has a credential in it, which every event would show: name one of the builder's by credential", ShownURL(s))
 	}
 	switch {
 	case (u.Scheme == "https" || u.Scheme == "http" || u.Scheme == "ssh") && u.Host != "" && u.Path != "" && !strings.HasPrefix(u.Host, "-"):
@@ -202,7 +208,7 @@ func checkGitURL(s string) error {
 	case u.Scheme == "file" && u.Host == "" && strings.HasPrefix(u.Path, "/"):
 		return nil
 	}
-	return fmt.Errorf("url %q is not the https, http, ssh or file URL of a repository", s)
+	return fmt.Errorf("url %q is not the https, http, ssh or file URL of a repository", ShownURL(s))
 }
 
 // inside cleans a path that must stay in the repository.

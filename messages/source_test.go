@@ -59,10 +59,10 @@ func TestNormalizeNamesTheCulpritOfASource(t *testing.T) {
 		source(`"file":"/a","sha256_url":"https://a.example"`):                                          `sha256_url belongs to a url`,
 		source(`"url":"https://a.example/b","sha256_url":"ftp://a.example"`):                            `sha256_url "ftp://a.example" is not an http or https URL`,
 		source(`"url":"https://a.example/b","sha256_url":"https://a.example/c","sha256":"` + sum + `"`): `only one of sha256 and sha256_url`,
-		source(`"url":"https://ci:secret@a.example/b","sha256":"` + sum + `"`):                          `url https://ci:xxxxx@a.example/b has a credential in it`,
+		source(`"url":"https://ci:secret@a.example/b","sha256":"` + sum + `"`):                          `url https://xxxxx@a.example/b has a credential in it`,
 		source(`"file":"/a","signatures":["` + strings.Repeat("x", 4097) + `"]`):                        `signatures: one has 4097 bytes, more than 4096`,
 		source(`"file":"/a","signatures":["","","","","","","","",""]`):                                 `signatures: 9, more than 8`,
-		source(`"git":{"url":"https://user:secret@git.example/www","dockerfile":{}}`):                   `git: url https://user:xxxxx@git.example/www has a credential in it`,
+		source(`"git":{"url":"https://user:secret@git.example/www","dockerfile":{}}`):                   `git: url https://xxxxx@git.example/www has a credential in it`,
 		source(`"git":{"url":"https://token@git.example/www","dockerfile":{}}`):                         `has a credential in it`,
 		source(`"git":{"url":"/srv/www","dockerfile":{}}`):                                              `git: url "/srv/www" is not the https, http, ssh or file URL`,
 		source(`"git":{"url":"ssh://-oProxyCommand=a/b","dockerfile":{}}`):                              `is not the https, http, ssh or file URL`,
@@ -90,6 +90,31 @@ func TestNormalizeNamesTheCulpritOfASource(t *testing.T) {
 		_, err := messages.Normalize("web", parse(t, in))
 		if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
 			t.Errorf("%s: got %v, want %q", in, err, want)
+		}
+	}
+}
+
+// TestARefusalShowsNoCredential writes one into every source that could carry it, also where it is none or is badly written.
+func TestARefusalShowsNoCredential(t *testing.T) {
+	const secret = "s3cret"
+	for _, credential := range []string{secret, "jo:" + secret, secret + ":x-oauth-basic", "jo:%zz" + secret, "jo:" + secret + "/etc", "jo:" + secret + "@work"} {
+		for _, form := range []string{
+			`"url":"https://%s@a.example/b","sha256":"` + sum + `"`,
+			`"url":"ftp://%s@a.example/b","sha256":"` + sum + `"`,
+			`"url":"%s@a.example/b","sha256":"` + sum + `"`,
+			`"url":"https://a.example/b","sha256_url":"https://%s@a.example/c"`,
+			`"git":{"url":"https://%s@git.example/www","dockerfile":{}}`,
+			`"git":{"url":"ext://%s@git.example/www","dockerfile":{}}`,
+			`"git":{"url":"jo:%s@git.example:www","dockerfile":{}}`,
+			`"git":{"url":"file://%s@git.example/www","dockerfile":{}}`,
+			`"docker":{"image":"%s@registry.example/www"}`,
+			`"docker":{"image":"%s@registry.example/www@` + digest + `"}`,
+		} {
+			in := source(strings.Replace(form, "%s", credential, 1))
+			_, err := messages.Normalize("web", parse(t, in))
+			if err == nil || strings.Contains(err.Error(), secret) {
+				t.Errorf("%s: got %v", in, err)
+			}
 		}
 	}
 }

@@ -2,6 +2,8 @@ package messages
 
 import (
 	"net/url"
+	"regexp"
+	"strings"
 
 	fulmarv1 "fulmar/messages/fulmar/v1"
 )
@@ -52,4 +54,17 @@ func redacted(s string) string {
 		return "a URL that cannot be read"
 	}
 	return u.Redacted()
+}
+
+// schemeOf is the scheme of a URL.
+var schemeOf = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9+.-]*://`)
+
+// ShownURL gives a URL as an error may show it, however badly it is written: without the credential that it may have before an @. A token
+// stands where others have the name of a user.
+func ShownURL(s string) string {
+	i := strings.LastIndexByte(s, '@')
+	if u, err := url.Parse(s); i < 0 || err == nil && u.User == nil && u.Host != "" {
+		return s
+	}
+	return schemeOf.FindString(s) + "xxxxx" + s[i:]
 }

@@ -204,7 +204,9 @@ func TestWhatIsNotThereOrNotAllowed(t *testing.T) {
 		"-oProxyCommand=x@h:p":             {invalid, "is not the URL of a repository"},
 		"ssh://-oProxyCommand=x/p":         {invalid, "URL of a repository"},
 		"git://h/p":                        {invalid, "is not the http, https, ssh or file URL"},
-		"https://jo:" + "s3cret" + "@h/p":  {invalid, "has a credential in it"},
+		"https://jo:" + "s3cret" + "@h/p":  {invalid, "https://xxxxx@h/p has a credential in it"},
+		"https://s3cret@h/p":               {invalid, "https://xxxxx@h/p has a credential in it"}, // a submodule's, say
+		"https://jo:s3cret%zz@h/p":         {invalid, "xxxxx@h/p\" is not the URL of a repository"},
 		strings.Replace(open, "h", "H", 1): {invalid, "URL of a repository"},
 	} {
 		_, err := w.client.Resolve(t.Context(), git.Repository{URL: url}, "main")

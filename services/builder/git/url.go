@@ -6,6 +6,8 @@ import (
 	"path"
 	"path/filepath"
 	"strings"
+
+	"fulmar/messages"
 )
 
 // remote is the URL of a repository, taken apart.
@@ -23,23 +25,23 @@ func parseRemote(s string) (remote, error) {
 		login, p, ok := strings.Cut(s, ":")
 		user, host, ok2 := strings.Cut(login, "@")
 		if !ok || !ok2 || host == "" || p == "" || strings.HasPrefix(s, "-") || strings.HasPrefix(host, "-") || strings.Contains(login, "/") {
-			return remote{}, fmt.Errorf("%q is not the URL of a repository", s)
+			return remote{}, fmt.Errorf("%q is not the URL of a repository", messages.ShownURL(s))
 		}
 		return remote{scheme: "ssh", user: user, host: host, path: p, short: true}, nil
 	}
 	u, err := url.Parse(s)
 	if err != nil {
-		return remote{}, fmt.Errorf("%q is not the URL of a repository", s)
+		return remote{}, fmt.Errorf("%q is not the URL of a repository", messages.ShownURL(s))
 	}
 	r := remote{scheme: u.Scheme, user: u.User.Username(), host: u.Host, path: u.Path}
 	if _, secret := u.User.Password(); secret || r.user != "" && r.scheme != "ssh" {
-		return remote{}, fmt.Errorf("%s has a credential in it", u.Redacted())
+		return remote{}, fmt.Errorf("%s has a credential in it", messages.ShownURL(s))
 	}
 	switch {
 	case r.scheme == "file" && r.host == "" && strings.HasPrefix(r.path, "/"):
 	case (r.scheme == "http" || r.scheme == "https" || r.scheme == "ssh") && r.host != "" && !strings.HasPrefix(r.host, "-") && !strings.HasPrefix(r.user, "-") && r.path != "":
 	default:
-		return remote{}, fmt.Errorf("%q is not the http, https, ssh or file URL of a repository", s)
+		return remote{}, fmt.Errorf("%q is not the http, https, ssh or file URL of a repository", messages.ShownURL(s))
 	}
 	return r, nil
 }
