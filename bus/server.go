@@ -130,7 +130,7 @@ func Connect(urls, creds, name string) (*nats.Conn, error) {
 // shown gives URLs, separated by commas, without the credentials in them.
 func shown(urls string) string {
 	var list []string
-	for _, u := range strings.SplitSeq(urls, ",") {
+	for u := range strings.SplitSeq(urls, ",") {
 		list = append(list, messages.ShownURL(strings.TrimSpace(u)))
 	}
 	return strings.Join(list, ",")
