@@ -55,11 +55,19 @@ func Enter(h *fulmarv1.Head, r bus.Request, w Surroundings) (*fulmarv1.HeadDeplo
 	if w.Hosts[network.GetHost()] == nil && len(d.GetContent().GetUnits()) > 0 {
 		return nil, messages.Refuse(fulmarv1.ReasonCode_REASON_CODE_NOT_FOUND, "network %s is on host %s, which has never reported what it runs: does vmm run there?", network.GetName(), network.GetHost())
 	}
-	if err := room(d.GetContent(), w.Hosts[network.GetHost()]); err != nil {
-		return nil, err
+	if starts(r.Kind) {
+		if err := room(d.GetContent(), w.Hosts[network.GetHost()]); err != nil {
+			return nil, err
+		}
 	}
 	d.Generation, d.Host = r.Generation, network.GetHost()
 	return d, place(h, r.Stack, d, w)
+}
+
+// starts reports whether what a kind of request deploys has still to be started. Else it runs, and needs no room of a host
+// that has less by now.
+func starts(k fulmarv1.Kind) bool {
+	return k != fulmarv1.Kind_KIND_PROMOTE && k != fulmarv1.Kind_KIND_DISCARD
 }
 
 // missing refuses a network that does not exist, which a content that was deployed once may name.

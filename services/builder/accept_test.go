@@ -192,6 +192,22 @@ func TestEnterRefuses(t *testing.T) {
 	}
 }
 
+// TestWhatRunsNeedsNoRoom has a host that came back with less than what runs there asked for: what is staged can still be
+// published, and taken down.
+func TestWhatRunsNeedsNoRoom(t *testing.T) {
+	large := contentOf("a", 80)
+	large.Units[0].Memory, large.Units[0].Cpus = 2048, []uint32{7}
+	w := aWorld()
+	w.Hosts["host1"] = &fulmarv1.Host{Name: "host1", Cpus: []uint32{0}, MemoryMb: 1024}
+	h := headOf(entry(3, live, large), entry(4, staged, large))
+	for kind, starts := range map[fulmarv1.Kind]bool{promoteKind: false, discardKind: false, retireKind: false, renewKind: true} {
+		_, err := Enter(h, bus.Request{Generation: 9, Kind: kind, Stack: "web"}, w)
+		if (err != nil) != starts {
+			t.Errorf("%s: got %v", messages.KindName(kind), err)
+		}
+	}
+}
+
 func TestAStackGoesThoughItsNetworkIsGone(t *testing.T) {
 	w := aWorld()
 	delete(w.Networks, "lan")
