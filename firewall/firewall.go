@@ -41,6 +41,17 @@ const (
 	chainPost  = "FULMAR-POST" // nat: fixed
 )
 
+// Backend is what the redirects and guards of generations are written with. What stands is written with iptables in any case.
+type Backend string
+
+const (
+	// IPTables makes a chain of each generation, which everybody can see with iptables -S. Each change costs more the more
+	// is published.
+	IPTables Backend = "iptables"
+	// NFTables makes elements of the sets of one table, in a time that does not depend on how much is published.
+	NFTables Backend = "nftables"
+)
+
 // multiport is how many ports one rule of iptables takes.
 const multiport = 15
 

@@ -5,10 +5,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -22,24 +24,29 @@ const recent = 64
 // Kernel changes and reads the firewall of the network namespace that the process is in. It may be used by several
 // goroutines at once; their changes are made one after another.
 type Kernel struct {
+	backend       Backend
 	iptables      *iptables.IPTables
 	restore, save string // programs
 
 	turn     sync.Mutex // held during a change
 	restorer *restorer  // nil until it is needed, and after a failure
 	mute     bool       // whether each change needs a run of its own
+	table    *ownTable
 
 	mu   sync.Mutex
 	pids []int // of our own processes, the latest last
 }
 
 // NewKernel finds the programs of iptables.
-func NewKernel() (*Kernel, error) {
+func NewKernel(backend Backend) (*Kernel, error) {
+	if backend != IPTables && backend != NFTables {
+		return nil, fmt.Errorf("firewall backend %q: it is %s or %s", backend, IPTables, NFTables)
+	}
 	ipt, err := iptables.New(iptables.IPFamily(iptables.ProtocolIPv4), iptables.Timeout(int(patience/time.Second)))
 	if err != nil {
 		return nil, fmt.Errorf("find iptables: %w", err)
 	}
-	k := &Kernel{iptables: ipt}
+	k := &Kernel{backend: backend, iptables: ipt, table: newOwnTable()}
 	if k.restore, err = exec.LookPath("iptables-restore"); err != nil {
 		return nil, fmt.Errorf("find iptables: %w", err)
 	}
@@ -49,23 +56,53 @@ func NewKernel() (*Kernel, error) {
 	return k, nil
 }
 
-// Restore runs an input for iptables-restore --noflush; each of its tables is one commit. An empty input is done at once.
-// After an error some of its tables may have been committed.
-func (k *Kernel) Restore(ctx context.Context, input string) error {
-	if input == "" {
+// Publish leads clients to p, of which the kernel has nothing, by one commit a table; all else that it has is shown. After
+// an error some of it may have been committed.
+func (k *Kernel) Publish(ctx context.Context, p Publication, all iter.Seq[Shown]) error {
+	if k.backend == IPTables {
+		return k.commit(ctx, Publish(p), change{})
+	}
+	return k.commit(ctx, "", publish(p, all))
+}
+
+// Remove removes the redirects of generations that were replaced and the guards of generations whose instances have
+// ended. The rest is what is still shown.
+func (k *Kernel) Remove(ctx context.Context, redirects, guards []Publication, rest iter.Seq[Shown]) error {
+	if k.backend == IPTables {
+		return k.commit(ctx, Remove(redirects, guards), change{})
+	}
+	return k.commit(ctx, "", withdraw(redirects, guards, rest))
+}
+
+// Install adds what a plan says is missing and sets right what is wrong, but for its hooks.
+func (k *Kernel) Install(ctx context.Context, p Plan) error { return k.commit(ctx, p.Install, p.table) }
+
+// Tidy removes what a plan says is no longer wanted.
+func (k *Kernel) Tidy(ctx context.Context, p Plan) error { return k.commit(ctx, p.Remove, p.tidied) }
+
+// commit runs an input for iptables-restore --noflush, of which each table is one commit, and makes a change of our own table.
+func (k *Kernel) commit(ctx context.Context, input string, c change) error {
+	if input == "" && c.empty() {
 		return nil
 	}
 	k.turn.Lock()
 	defer k.turn.Unlock()
-	if err := k.change(ctx, input); err != nil {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	var err error
+	if input != "" {
+		err = k.change(ctx, input)
+	}
+	if err == nil {
+		err = k.table.commit(ctx, c)
+	}
+	if err != nil {
 		return fmt.Errorf("change the rules: %w", err)
 	}
 	return nil
 }
 
 func (k *Kernel) change(ctx context.Context, input string) error {
-	ctx, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
 	if err := k.start(); err != nil {
 		return err
 	}
@@ -81,11 +118,15 @@ func (k *Kernel) change(ctx context.Context, input string) error {
 	return err
 }
 
-// Prepare starts the process that waits for changes, so that the first of them does not wait for it.
+// Prepare makes ready for changes, so that the first of them does not wait for a process to start.
 func (k *Kernel) Prepare() error {
 	k.turn.Lock()
 	defer k.turn.Unlock()
-	if err := k.start(); err != nil {
+	ready := k.start
+	if k.backend == NFTables {
+		ready = k.table.open
+	}
+	if err := ready(); err != nil {
 		return fmt.Errorf("prepare to change the rules: %w", err)
 	}
 	return nil
@@ -109,7 +150,7 @@ func (k *Kernel) start() error {
 	return nil
 }
 
-// Close ends the process that waits for changes. The next change starts another.
+// Close ends what waits for changes. The next change starts it anew.
 func (k *Kernel) Close() {
 	k.turn.Lock()
 	defer k.turn.Unlock()
@@ -117,17 +158,28 @@ func (k *Kernel) Close() {
 		k.restorer.stop()
 		k.restorer = nil
 	}
+	k.table.close()
 }
 
 // Read reads what the kernel has.
-func (k *Kernel) Read(ctx context.Context) (Ruleset, error) {
+func (k *Kernel) Read(ctx context.Context) (Have, error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	out, err := k.run(ctx, "", k.save)
 	if err != nil {
-		return nil, fmt.Errorf("read the rules: %w", err)
+		return Have{}, fmt.Errorf("read the rules: %w", err)
 	}
-	return Parse(out)
+	rules, err := Parse(out)
+	if err != nil {
+		return Have{}, err
+	}
+	k.turn.Lock()
+	defer k.turn.Unlock()
+	own, err := k.table.read(ctx)
+	if err != nil {
+		return Have{}, fmt.Errorf("read the rules: %w", err)
+	}
+	return Have{k.backend, rules, own}, nil
 }
 
 // Hook puts the hooks first in their chains, wherever they were. A hook that is moved is there twice for a moment, which
@@ -172,11 +224,16 @@ func (k *Kernel) deleteLast(h Hook, rule []string) error {
 	return nil
 }
 
-// Own reports whether a process is one of those that this Kernel ran lately.
+// Own reports whether a process is one of those that this Kernel ran lately, or this one, of which the kernel names the
+// thread.
 func (k *Kernel) Own(pid int) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return slices.Contains(k.pids, pid)
+	if slices.Contains(k.pids, pid) {
+		return true
+	}
+	_, err := os.Stat("/proc/self/task/" + strconv.Itoa(pid))
+	return err == nil
 }
 
 func (k *Kernel) run(ctx context.Context, input, program string, args ...string) (*bytes.Buffer, error) {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -24,10 +25,10 @@ func TestMain(m *testing.M) {
 }
 
 // freshKernel gives the firewall of the test's namespace, empty before and after.
-func freshKernel(t *testing.T) *Kernel {
+func freshKernel(t *testing.T, backend Backend) *Kernel {
 	t.Helper()
 	nstest.NeedRoot(t)
-	k, err := NewKernel()
+	k, err := NewKernel(backend)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -45,6 +46,26 @@ func flushAll(t *testing.T) {
 			run(t, "iptables", "-t", table, flag)
 		}
 	}
+	run(t, "nft", "add table ip fulmar; delete table ip fulmar")
+}
+
+// eachBackend runs a test with each backend.
+func eachBackend(t *testing.T, test func(t *testing.T, k *Kernel)) {
+	for _, backend := range []Backend{IPTables, NFTables} {
+		t.Run(string(backend), func(t *testing.T) { test(t, freshKernel(t, backend)) })
+	}
+}
+
+// shown gives a want as it is once the kernel has it.
+func (w Want) shown() []Shown {
+	var all []Shown
+	for _, p := range w.Live {
+		all = append(all, Shown{p, true})
+	}
+	for _, p := range w.Draining {
+		all = append(all, Shown{p, false})
+	}
+	return all
 }
 
 func run(t *testing.T, program string, args ...string) string {
@@ -60,17 +81,17 @@ func run(t *testing.T, program string, args ...string) string {
 func apply(t *testing.T, k *Kernel, want Want) Plan {
 	t.Helper()
 	plan := planFor(t, k, want)
-	if err := k.Restore(t.Context(), plan.Install); err != nil {
+	if err := k.Install(t.Context(), plan); err != nil {
 		t.Fatalf("%v\n%s", err, plan.Install)
 	}
 	if err := k.Hook(append(plan.Missing, plan.Late...)...); err != nil {
 		t.Fatal(err)
 	}
-	if err := k.Restore(t.Context(), plan.Remove); err != nil {
+	if err := k.Tidy(t.Context(), plan); err != nil {
 		t.Fatalf("%v\n%s", err, plan.Remove)
 	}
-	if again := planFor(t, k, want); again.Changes() || again.Remove != "" || len(again.Late) > 0 {
-		t.Fatalf("the kernel does not have what was installed:\n%s\n%s%v", cmp.Diff(Plan{}, again), again.Install, again.Remove)
+	if again := planFor(t, k, want); again.Changes() || again.Removes() || len(again.Late) > 0 {
+		t.Fatalf("the kernel does not have what was installed:\n%s%s%v\n%v\n%v", again.Install, again.Remove, again.Missing, again.table, again.tidied)
 	}
 	return plan
 }
@@ -88,9 +109,13 @@ func planFor(t *testing.T, k *Kernel, want Want) Plan {
 }
 
 func someWant() Want {
+	dns := manyPorts("dns", 7, "10.78.0.2", 1)
+	for i := range dns.Ports {
+		dns.Ports[i].Port += 1000
+	}
 	return Want{
 		Networks: []Network{{"br-b", netip.MustParsePrefix("10.78.0.0/24")}, {"br-a", netip.MustParsePrefix("10.77.0.0/16")}},
-		Live:     []Publication{manyPorts("web", 43, "10.77.0.3", 40), manyPorts("dns", 7, "10.78.0.2", 1)},
+		Live:     []Publication{manyPorts("web", 43, "10.77.0.3", 40), dns},
 		Draining: []Publication{manyPorts("web", 42, "10.77.0.2", 40)},
 	}
 }
@@ -106,30 +131,36 @@ func manyPorts(stack string, generation uint64, address string, n int) Publicati
 	return p
 }
 
-func TestTheKernelPrintsWhatWasRendered(t *testing.T) {
-	k := freshKernel(t)
+func TestTheKernelHasWhatWasInstalled(t *testing.T) { eachBackend(t, theKernelHasWhatWasInstalled) }
+
+func theKernelHasWhatWasInstalled(t *testing.T, k *Kernel) {
 	plan := apply(t, k, someWant())
 	if len(plan.Switched) != 2 || len(plan.Missing) != len(hooks()) {
 		t.Errorf("switched %v, hooked %v", plan.Switched, plan.Missing)
 	}
-	for generation, want := range map[uint64]bool{43: true, 7: true, 42: false, 4: false} {
-		if got, err := Redirected(generation); err != nil || got != want {
-			t.Errorf("generation %d is redirected: %v, %v; want %v", generation, got, err, want)
+	for _, c := range []struct {
+		pub  Publication
+		want bool
+	}{{someWant().Live[0], true}, {someWant().Live[1], true}, {someWant().Draining[0], false}, {manyPorts("web", 4, "10.77.0.3", 40), false}, {Publication{Stack: "web", Generation: 3}, false}} {
+		if got, err := Redirected(c.pub); err != nil || got != c.want {
+			t.Errorf("%s is redirected: %v, %v; want %v", c.pub.Name(), got, err, c.want)
 		}
 	}
 }
 
 func TestASwitchAndItsRemovalsLeaveWhatAPlanWouldMake(t *testing.T) {
-	k := freshKernel(t)
+	eachBackend(t, aSwitchAndItsRemovalsLeaveWhatAPlanWouldMake)
+}
+
+func aSwitchAndItsRemovalsLeaveWhatAPlanWouldMake(t *testing.T, k *Kernel) {
 	want := someWant()
 	apply(t, k, want)
 	web43, web44 := want.Live[0], manyPorts("web", 44, "10.77.0.4", 17)
 
-	if err := k.Restore(t.Context(), Publish(web44)); err != nil {
+	if err := k.Publish(t.Context(), web44, slices.Values(want.shown())); err != nil {
 		t.Fatal(err)
 	}
-	rules := strings.Split(run(t, "iptables", "-t", "nat", "-S", chainMain), "\n")
-	if !strings.HasSuffix(rules[1], "-j FULMAR-44") {
+	if rules := strings.Split(run(t, "iptables", "-t", "nat", "-S", chainMain), "\n"); k.backend == IPTables && !strings.HasSuffix(rules[1], "-j FULMAR-44") {
 		t.Errorf("the new generation is not first: %q", rules)
 	}
 	want.Live[0], want.Draining = web44, append(want.Draining, web43)
@@ -137,24 +168,25 @@ func TestASwitchAndItsRemovalsLeaveWhatAPlanWouldMake(t *testing.T) {
 	if plan.Changes() {
 		t.Errorf("after the switch there is still something missing:\n%s", plan.Install)
 	}
-	if err := k.Restore(t.Context(), Remove([]Publication{web43}, nil)); err != nil {
+	if err := k.Remove(t.Context(), []Publication{web43}, nil, slices.Values(want.shown())); err != nil {
 		t.Fatal(err)
 	}
-	if plan := planFor(t, k, want); plan.Changes() || plan.Remove != "" {
-		t.Errorf("after the removal of the old redirect:\n%s%s", plan.Install, plan.Remove)
+	if plan := planFor(t, k, want); plan.Changes() || plan.Removes() {
+		t.Errorf("after the removal of the old redirect:\n%s%s%v%v", plan.Install, plan.Remove, plan.table, plan.tidied)
 	}
 
 	gone := want.Draining
 	want.Draining = nil
 	want.Gone = func(stack string, generation uint64) bool { return stack == "web" && generation < 44 }
 	plan = planFor(t, k, want)
-	if diff := cmp.Diff([]netip.Addr{netip.MustParseAddr("10.77.0.2"), netip.MustParseAddr("10.77.0.3")}, plan.Ended, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
+	slices.SortFunc(plan.Ended, netip.Addr.Compare)
+	if diff := cmp.Diff([]netip.Addr{netip.MustParseAddr("10.77.0.2"), netip.MustParseAddr("10.77.0.3")}, slices.Compact(plan.Ended), cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
 		t.Errorf("ended addresses (-want +got):\n%s", diff)
 	}
-	if err := k.Restore(t.Context(), Remove(nil, gone)); err != nil {
+	if err := k.Remove(t.Context(), nil, gone, slices.Values(want.shown())); err != nil {
 		t.Fatal(err)
 	}
-	if plan := planFor(t, k, want); plan.Changes() || plan.Remove != "" || len(plan.Ended) > 0 {
+	if plan := planFor(t, k, want); plan.Changes() || plan.Removes() || len(plan.Ended) > 0 {
 		t.Errorf("after the removal of the guards:\n%s%s", plan.Install, plan.Remove)
 	}
 }
@@ -170,17 +202,17 @@ func TestWhateverOthersDoIsSetRight(t *testing.T) {
 		"a base rule deleted":            {"-D FULMAR 3"},
 		"a guard deleted":                {"-D FULMAR-GEN 1"},
 		"a rule of another in our chain": {"-t nat -I FULMAR -j RETURN"},
-		"a rule of ours doubled":         {"-t mangle -A FULMAR -p tcp -m multiport --dports 8000 -m comment --comment dns-7 -j DROP"},
+		"a rule of ours doubled":         {"-t mangle -A FULMAR -p tcp -m multiport --dports 9000 -m comment --comment dns-7 -j DROP"},
 		"an empty chain of nobody":       {"-t nat -N FULMAR-5"},
 	}
 	for name, commands := range harm {
 		t.Run(name, func(t *testing.T) {
-			k := freshKernel(t)
+			k := freshKernel(t, IPTables)
 			apply(t, k, someWant())
 			for _, command := range commands {
 				run(t, "iptables", strings.Fields(command)...)
 			}
-			if plan := planFor(t, k, someWant()); !plan.Changes() && plan.Remove == "" && len(plan.Late) == 0 {
+			if plan := planFor(t, k, someWant()); !plan.Changes() && !plan.Removes() && len(plan.Late) == 0 {
 				t.Fatal("not seen")
 			}
 			apply(t, k, someWant())
@@ -188,8 +220,87 @@ func TestWhateverOthersDoIsSetRight(t *testing.T) {
 	}
 }
 
+func TestWhateverOthersDoToTheTableIsSetRight(t *testing.T) {
+	for name, command := range map[string]string{
+		"everything flushed":       "flush ruleset",
+		"the table deleted":        "delete table ip fulmar",
+		"the table emptied":        "flush table ip fulmar",
+		"a chain flushed":          "flush chain ip fulmar guard",
+		"a rule replaced":          "flush chain ip fulmar output; add rule ip fulmar output accept",
+		"a rule added":             "add rule ip fulmar prerouting accept",
+		"the redirects flushed":    "flush map ip fulmar redirects",
+		"a redirect bent":          "delete element ip fulmar redirects { udp . 8000 }; add element ip fulmar redirects { udp . 8000 : 10.77.0.2 . 80 }",
+		"a redirect of nobody":     `add element ip fulmar redirects { tcp . 22 comment "web-41" : 10.77.0.2 . 80 }`,
+		"a guard deleted":          "delete element ip fulmar guards { 10.77.0.2 . udp . 80 }",
+		"a guarded port deleted":   "delete element ip fulmar ports { 8001 }",
+		"a bridge deleted":         `delete element ip fulmar bridges { "br-a" }`,
+		"an element without owner": "add element ip fulmar guards { 10.77.0.9 . udp . 80 }",
+	} {
+		t.Run(name, func(t *testing.T) {
+			k := freshKernel(t, NFTables)
+			want := someWant()
+			want.Gone = func(_ string, generation uint64) bool { return generation == 41 }
+			apply(t, k, want)
+			run(t, "nft", command)
+			if plan := planFor(t, k, want); !plan.Changes() && !plan.Removes() {
+				t.Fatal("not seen")
+			}
+			apply(t, k, want)
+		})
+	}
+}
+
+func TestABackendTakesOverWhatAnotherPublished(t *testing.T) {
+	for _, c := range [][2]Backend{{IPTables, NFTables}, {NFTables, IPTables}} {
+		t.Run(string(c[0])+" to "+string(c[1]), func(t *testing.T) {
+			want := someWant()
+			leaving := manyPorts("web", 41, "10.77.0.9", 2)
+			want.Draining = append(want.Draining, leaving)
+			apply(t, freshKernel(t, c[0]), want)
+			k, err := NewKernel(c[1])
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(k.Close)
+			want.Draining, want.Leaving = want.Draining[:1], []Publication{leaving}
+			plan := planFor(t, k, want)
+			if err := k.Install(t.Context(), plan); err != nil {
+				t.Fatal(err)
+			}
+			for _, p := range want.Live {
+				if got, err := Redirected(p); err != nil || !got {
+					t.Errorf("before the old backend's are removed, %s is redirected: %v, %v", p.Name(), got, err)
+				}
+			}
+			apply(t, k, want)
+			rules, sets := run(t, "iptables-save"), run(t, "nft", "list ruleset")
+			if got := strings.Contains(rules, "FULMAR-43"); got != (c[1] == IPTables) {
+				t.Errorf("chains of generations: %v\n%s", got, rules)
+			}
+			if got := strings.Contains(sets, "table ip fulmar"); got != (c[1] == NFTables) {
+				t.Errorf("a table of our own: %v", got)
+			}
+			if have, err := k.Read(t.Context()); err != nil || !have.Guards(leaving) {
+				t.Errorf("what is leaving has lost its guard: %v", err)
+			}
+		})
+	}
+}
+
+func TestMoreIsPublishedThanOneMessageHolds(t *testing.T) {
+	k := freshKernel(t, NFTables)
+	want := Want{Live: []Publication{manyPorts("web", 1, "10.77.0.2", 3000)}}
+	apply(t, k, want)
+	want.Live = []Publication{manyPorts("web", 1, "10.77.0.3", 3000)}
+	apply(t, k, want)
+	apply(t, k, Want{Gone: func(string, uint64) bool { return true }})
+}
+
 func TestRulesThatNoRecordExplainsStay(t *testing.T) {
-	k := freshKernel(t)
+	eachBackend(t, rulesThatNoRecordExplainsStay)
+}
+
+func rulesThatNoRecordExplainsStay(t *testing.T, k *Kernel) {
 	apply(t, k, someWant())
 	want := someWant()
 	want.Live, want.Draining = want.Live[1:], nil
@@ -198,16 +309,16 @@ func TestRulesThatNoRecordExplainsStay(t *testing.T) {
 	if diff := cmp.Diff([]string{"web-43"}, plan.Unexplained); diff != "" {
 		t.Errorf("unexplained (-want +got):\n%s", diff)
 	}
-	if err := k.Restore(t.Context(), plan.Remove); err != nil {
+	if err := k.Tidy(t.Context(), plan); err != nil {
 		t.Fatal(err)
 	}
-	if got := run(t, "iptables-save"); strings.Contains(got, "web-42") || !strings.Contains(got, "web-43") {
+	if got := run(t, "iptables-save") + run(t, "nft", "add table ip fulmar; list table ip fulmar"); strings.Contains(got, "web-42") || !strings.Contains(got, "web-43") {
 		t.Errorf("what is left:\n%s", got)
 	}
 }
 
 func TestForbiddingNamesTheChainsOfOthersThatDrop(t *testing.T) {
-	k := freshKernel(t)
+	k := freshKernel(t, IPTables)
 	apply(t, k, someWant())
 	if got, err := Forbidding(); err != nil || len(got) > 0 {
 		t.Errorf("of our own: %v, %v", got, err)
@@ -224,12 +335,12 @@ func TestForbiddingNamesTheChainsOfOthersThatDrop(t *testing.T) {
 }
 
 func TestWatchTellsWhoChangedSomething(t *testing.T) {
-	k := freshKernel(t)
+	k := freshKernel(t, IPTables)
 	ctx, cancel := context.WithCancel(t.Context())
 	listening, pids, done := make(chan struct{}), make(chan int, 100), make(chan error)
 	go func() { done <- Watch(ctx, func() { close(listening) }, func(pid int) { pids <- pid }) }()
 	<-listening
-	if err := k.Restore(ctx, "*nat\n:FULMAR - [0:0]\nCOMMIT\n"); err != nil {
+	if err := k.commit(ctx, "*nat\n:FULMAR - [0:0]\nCOMMIT\n", change{}); err != nil {
 		t.Fatal(err)
 	}
 	if pid := next(t, pids); !k.Own(pid) {
@@ -242,13 +353,29 @@ func TestWatchTellsWhoChangedSomething(t *testing.T) {
 	if pid := next(t, pids); pid != cmd.Process.Pid || k.Own(pid) {
 		t.Errorf("another's change was by process %d, want %d", pid, cmd.Process.Pid)
 	}
+	own, err := NewKernel(NFTables)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(own.Close)
+	plan := planFor(t, own, someWant())
+	plan.Install = "" // what is left is about the table alone
+	if err := own.Install(ctx, plan); err != nil {
+		t.Fatal(err)
+	}
+	if pid := next(t, pids); !own.Own(pid) {
+		t.Errorf("a change of our own table was by %d, not by a thread of this process", pid)
+	}
+	run(t, "nft", "add table bridge other; add chain bridge other c; add rule bridge other c accept; delete table bridge other")
 	if _, err := k.Read(ctx); err != nil {
 		t.Fatal(err)
 	}
-	select {
-	case pid := <-pids:
-		t.Errorf("reading was a change by %d", pid)
-	default:
+	cmd = exec.Command("iptables", "-t", "nat", "-A", "FULMAR", "-j", "RETURN")
+	if err := cmd.Run(); err != nil {
+		t.Fatal(err)
+	}
+	if pid := next(t, pids); pid != cmd.Process.Pid {
+		t.Errorf("reading, or a change that is about bridges, was told: by process %d, not %d", pid, cmd.Process.Pid)
 	}
 	cancel()
 	if err := <-done; err != nil {
@@ -285,9 +412,9 @@ func TestTune(t *testing.T) {
 }
 
 func TestARefusedChangeSaysWhyAndTheNextIsMade(t *testing.T) {
-	k := freshKernel(t)
+	k := freshKernel(t, IPTables)
 	for range 2 {
-		err := k.Restore(t.Context(), "*nat\n-A NOWHERE -j RETURN\nCOMMIT\n")
+		err := k.commit(t.Context(), "*nat\n-A NOWHERE -j RETURN\nCOMMIT\n", change{})
 		if err == nil || !strings.Contains(err.Error(), "iptables-restore") || !strings.Contains(err.Error(), "line") {
 			t.Errorf("got %v", err)
 		}
@@ -296,19 +423,19 @@ func TestARefusedChangeSaysWhyAndTheNextIsMade(t *testing.T) {
 }
 
 func TestARestorerThatWasKilledIsReplaced(t *testing.T) {
-	k := freshKernel(t)
+	k := freshKernel(t, IPTables)
 	apply(t, k, someWant())
 	if err := k.restorer.cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	if err := k.Restore(t.Context(), "*nat\n:FULMAR-8 - [0:0]\nCOMMIT\n"); err == nil {
+	if err := k.commit(t.Context(), "*nat\n:FULMAR-8 - [0:0]\nCOMMIT\n", change{}); err == nil {
 		t.Error("what nobody made was made")
 	}
 	apply(t, k, someWant())
 }
 
 func TestAnIptablesThatDoesNotAnswerIsRunForEachChange(t *testing.T) {
-	k := freshKernel(t)
+	k := freshKernel(t, IPTables)
 	quiet := filepath.Join(t.TempDir(), "iptables-restore")
 	if err := os.WriteFile(quiet, []byte("#!/bin/sh\nexec iptables-restore \"$@\" >/dev/null\n"), 0o755); err != nil {
 		t.Fatal(err)
@@ -321,10 +448,10 @@ func TestAnIptablesThatDoesNotAnswerIsRunForEachChange(t *testing.T) {
 }
 
 func TestAChangeThatTakesTooLongIsGivenUp(t *testing.T) {
-	k := freshKernel(t)
+	k := freshKernel(t, IPTables)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := k.Restore(ctx, "*nat\n:FULMAR-8 - [0:0]\nCOMMIT\n"); !errors.Is(err, context.Canceled) {
+	if err := k.commit(ctx, "*nat\n:FULMAR-8 - [0:0]\nCOMMIT\n", change{}); !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
 	}
 	apply(t, k, someWant())
@@ -332,35 +459,45 @@ func TestAChangeThatTakesTooLongIsGivenUp(t *testing.T) {
 
 func BenchmarkPublish(b *testing.B) {
 	nstest.NeedRoot(b)
-	k, err := NewKernel()
+	for _, backend := range []Backend{IPTables, NFTables} {
+		for _, n := range []int{10, 1000} {
+			b.Run(fmt.Sprintf("%s beside %d stacks", backend, n), func(b *testing.B) { benchmarkPublish(b, backend, n) })
+		}
+	}
+}
+
+func benchmarkPublish(b *testing.B, backend Backend, n int) {
+	k, err := NewKernel(backend)
 	if err != nil {
 		b.Fatal(err)
 	}
 	b.Cleanup(k.Close)
-	for _, n := range []int{10, 1000} {
-		b.Run(fmt.Sprintf("beside %d stacks", n), func(b *testing.B) {
-			want := Want{Gone: func(string, uint64) bool { return true }}
-			for i := range n {
-				want.Live = append(want.Live, Publication{"other", uint64(i + 1), []Port{{"tcp", uint16(i + 1), netip.MustParseAddr("10.77.0.2"), 80}}})
-			}
-			have, err := k.Read(b.Context())
-			if err != nil {
-				b.Fatal(err)
-			}
-			plan := NewPlan(want, have)
-			if err := k.Restore(b.Context(), plan.Install+plan.Remove); err != nil {
-				b.Fatal(err)
-			}
-			pubs := []Publication{}
-			for i := 0; b.Loop(); i++ {
-				pubs = append(pubs, Publication{"web", uint64(100000 + i), []Port{{"tcp", 60000, netip.MustParseAddr("10.77.0.3"), 80}, {"udp", 60000, netip.MustParseAddr("10.77.0.3"), 80}}})
-				if err := k.Restore(b.Context(), Publish(pubs[i])); err != nil {
-					b.Fatal(err)
-				}
-			}
-			if err := k.Restore(b.Context(), Remove(pubs, pubs)); err != nil {
-				b.Fatal(err)
-			}
-		})
+	want := Want{Gone: func(string, uint64) bool { return true }}
+	for i := range n {
+		want.Live = append(want.Live, Publication{"other", uint64(i + 1), []Port{{"tcp", uint16(i + 1), netip.MustParseAddr("10.77.0.2"), 80}}})
+	}
+	have, err := k.Read(b.Context())
+	if err != nil {
+		b.Fatal(err)
+	}
+	plan := NewPlan(want, have)
+	if err := errors.Join(k.Install(b.Context(), plan), k.Tidy(b.Context(), plan)); err != nil {
+		b.Fatal(err)
+	}
+	rest, old := want.shown(), []Publication{}
+	for i := 0; b.Loop(); i++ {
+		pub := Publication{"web", uint64(100000 + i), []Port{{"tcp", 60000, netip.MustParseAddr("10.77.0.3"), 80}, {"udp", 60000, netip.MustParseAddr("10.77.0.3"), 80}}}
+		for _, p := range old {
+			rest = append(rest[:n], Shown{p, true})
+		}
+		if err := k.Publish(b.Context(), pub, slices.Values(rest)); err != nil {
+			b.Fatal(err)
+		}
+		b.StopTimer()
+		if err := k.Remove(b.Context(), old, old, slices.Values(append(rest[:n], Shown{pub, true}))); err != nil {
+			b.Fatal(err)
+		}
+		old = []Publication{pub}
+		b.StartTimer()
 	}
 }

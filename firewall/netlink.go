@@ -8,6 +8,7 @@ import (
 	"slices"
 	"syscall"
 
+	"github.com/google/nftables/userdata"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
@@ -21,21 +22,60 @@ const policyDrop = 0
 // attempts is how often a list of chains is read before its changing is an error.
 const attempts = 20
 
-// Redirected reports whether the kernel still leads clients to a generation. It runs no program, and asks for one chain: of a
-// thousand stacks there are thousands.
-func Redirected(generation uint64) (bool, error) {
+// Redirected reports whether the kernel still leads clients to a publication, by a chain of iptables or by an element of our
+// own table. The addresses in it do not matter. It runs no program, and asks for what it is about: of a thousand stacks there are thousands.
+func Redirected(p Publication) (bool, error) {
 	req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_GETCHAIN, 0)
 	req.AddData(&nl.Nfgenmsg{NfgenFamily: unix.NFPROTO_IPV4})
 	req.AddData(nl.NewRtAttr(unix.NFTA_CHAIN_TABLE, nl.ZeroTerminated(tableNAT)))
-	req.AddData(nl.NewRtAttr(unix.NFTA_CHAIN_NAME, nl.ZeroTerminated(chainOf(generation))))
+	req.AddData(nl.NewRtAttr(unix.NFTA_CHAIN_NAME, nl.ZeroTerminated(chainOf(p.Generation))))
 	_, err := req.Execute(unix.NETLINK_NETFILTER, 0)
+	for key := range p.redirects() {
+		if !errors.Is(err, unix.ENOENT) {
+			break
+		}
+		var owner string
+		if owner, err = ownerOf(key); err == nil && owner != p.Name() {
+			err = unix.ENOENT // it leads to another one
+		}
+	}
 	switch {
 	case err == nil:
 		return true, nil
 	case errors.Is(err, unix.ENOENT):
 		return false, nil
 	}
-	return false, fmt.Errorf("look for the redirect of generation %d: %w", generation, err)
+	return false, fmt.Errorf("look for the redirect of %s: %w", p.Name(), err)
+}
+
+// ownerOf gives the deployment that an element of our own table is for. That there is none is [unix.ENOENT].
+func ownerOf(key item) (string, error) {
+	req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_GETSETELEM, 0)
+	req.AddData(&nl.Nfgenmsg{NfgenFamily: unix.NFPROTO_IPV4})
+	req.AddData(nl.NewRtAttr(unix.NFTA_SET_ELEM_LIST_TABLE, nl.ZeroTerminated(tableOwn)))
+	req.AddData(nl.NewRtAttr(unix.NFTA_SET_ELEM_LIST_SET, nl.ZeroTerminated(key.set)))
+	list := nl.NewRtAttr(unix.NFTA_SET_ELEM_LIST_ELEMENTS|unix.NLA_F_NESTED, nil)
+	list.AddRtAttr(unix.NFTA_LIST_ELEM|unix.NLA_F_NESTED, nil).
+		AddRtAttr(unix.NFTA_SET_ELEM_KEY|unix.NLA_F_NESTED, nil).AddRtAttr(unix.NFTA_DATA_VALUE, key.bytes())
+	req.AddData(list)
+	messages, err := req.Execute(unix.NETLINK_NETFILTER, 0)
+	if err != nil {
+		return "", err
+	}
+	for _, m := range messages {
+		value := m[min(nl.SizeofNfgenmsg, len(m)):]
+		for _, kind := range []uint16{unix.NFTA_SET_ELEM_LIST_ELEMENTS, unix.NFTA_LIST_ELEM, unix.NFTA_SET_ELEM_USERDATA} {
+			attrs, err := nl.ParseRouteAttrAsMap(value)
+			if err != nil {
+				return "", err
+			}
+			value = attrs[kind].Value
+		}
+		if owner, ok := userdata.GetString(value, userdata.NFTNL_UDATA_SET_ELEM_COMMENT); ok {
+			return owner, nil
+		}
+	}
+	return "", nil
 }
 
 // Forbidding reads which chains of nftables, of tables that iptables knows nothing of, drop what is forwarded unless a
@@ -108,8 +148,8 @@ func bigEndian(b []byte) int64 {
 	return int64(binary.BigEndian.Uint32(b))
 }
 
-// Watch calls changed with the process of every change of the firewall, and with 0 when changes were missed, until ctx
-// ends, which is no error. The process is named as the first process namespace of the machine knows it. Watch calls
+// Watch calls changed with the process of every change of the firewall but for what is about bridges alone, and with 0 when
+// changes were missed, until ctx ends, which is no error. The process is named as the first process namespace of the machine knows it. Watch calls
 // listening once, when nothing escapes it any more.
 func Watch(ctx context.Context, listening func(), changed func(pid int)) error {
 	socket, err := nl.Subscribe(unix.NETLINK_NETFILTER, eventGroup)
@@ -123,12 +163,14 @@ func Watch(ctx context.Context, listening func(), changed func(pid int)) error {
 		}
 	}()
 	listening()
+	first, bridges := true, false // whether nothing was said of this change yet, and whether all that was said of this change is about bridges
 	for {
 		messages, _, err := socket.Receive()
 		switch {
 		case ctx.Err() != nil:
 			return nil
 		case errors.Is(err, unix.ENOBUFS):
+			first, bridges = true, false
 			changed(0)
 			continue
 		case errors.Is(err, unix.EINTR):
@@ -137,10 +179,15 @@ func Watch(ctx context.Context, listening func(), changed func(pid int)) error {
 			return fmt.Errorf("listen to changes of the firewall: %w", err)
 		}
 		for _, m := range messages {
-			if m.Header.Type != unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWGEN {
+			if m.Header.Type == unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWGEN {
+				if !bridges {
+					changed(process(m.Data))
+				}
+				first, bridges = true, false
 				continue
 			}
-			changed(process(m.Data))
+			bridges = (first || bridges) && len(m.Data) > 0 && m.Data[0] == unix.NFPROTO_BRIDGE
+			first = false
 		}
 	}
 }

@@ -35,21 +35,49 @@ type Plan struct {
 	Ended []netip.Addr
 	// Unexplained names the deployments of which the kernel has rules and no record tells why. They are left alone.
 	Unexplained []string
+
+	table  change // goes with Install
+	tidied change // goes with Remove
 }
 
-// Changes reports whether the plan changes anything that matters at once; Late and Remove can wait.
-func (p Plan) Changes() bool { return p.Install != "" || len(p.Missing) > 0 }
+// Changes reports whether the plan changes anything that matters at once; what is late or to be removed can wait.
+func (p Plan) Changes() bool { return p.Install != "" || !p.table.empty() || len(p.Missing) > 0 }
+
+// Removes reports whether the plan removes what is no longer wanted.
+func (p Plan) Removes() bool { return p.Remove != "" || !p.tidied.empty() }
 
 // Empty reports whether a Want is of a host without networks and publications, whose firewall is none of our business.
 func (w Want) Empty() bool {
 	return len(w.Networks)+len(w.Live)+len(w.Draining)+len(w.Leaving) == 0
 }
 
-// NewPlan compares what is wanted with what the kernel has.
-func NewPlan(want Want, have Ruleset) Plan {
-	p := &planner{have: have, install: newScript(), remove: newScript(), kept: map[line]bool{}, explained: map[uint64]string{}}
+// explains reports whether the records have a generation.
+func (w Want) explains(generation uint64) bool {
+	return slices.ContainsFunc(slices.Concat(w.Live, w.Draining, w.Leaving), func(p Publication) bool { return p.Generation == generation })
+}
+
+// bare is w without publications, of which then nothing is wanted.
+func (w Want) bare() Want {
+	known := map[uint64]bool{}
+	for _, pub := range slices.Concat(w.Live, w.Draining, w.Leaving) {
+		known[pub.Generation] = true
+	}
+	return Want{Networks: w.Networks, Gone: func(stack string, generation uint64) bool { return known[generation] || w.Gone(stack, generation) }}
+}
+
+// NewPlan compares what is wanted with what the kernel has. What the kernel has of another backend is no longer wanted.
+func NewPlan(want Want, have Have) Plan {
+	p := &planner{
+		have: have, install: newScript(), remove: newScript(), kept: map[line]bool{}, explained: map[uint64]string{}, unexplained: map[uint64]string{},
+	}
+	rules, sets := want, want.bare()
+	if have.Backend == NFTables {
+		rules, sets = sets, rules
+	} else {
+		sets.Networks = nil
+	}
 	for _, h := range hooks() {
-		switch at := slices.Index(have[h.Table][h.Chain], h.Rule); {
+		switch at := slices.Index(have.Rules[h.Table][h.Chain], h.Rule); {
 		case at < 0:
 			p.Missing = append(p.Missing, h)
 		case at > 0:
@@ -59,8 +87,12 @@ func NewPlan(want Want, have Ruleset) Plan {
 	for _, chain := range fixed() {
 		p.content(chain.table, chain.chain, inChain(base(want.Networks), chain))
 	}
-	p.generations(want)
-	p.obsolete(want)
+	p.generations(rules)
+	p.obsolete(rules)
+	p.items(sets, have)
+	for _, generation := range slices.Sorted(maps.Keys(p.unexplained)) {
+		p.Unexplained = append(p.Unexplained, p.unexplained[generation])
+	}
 	p.Install, p.Remove = p.install.String(), p.remove.String()
 	return p.Plan
 }
@@ -68,10 +100,11 @@ func NewPlan(want Want, have Ruleset) Plan {
 // planner gathers a plan.
 type planner struct {
 	Plan
-	have            Ruleset
+	have            Have
 	install, remove script
 	kept            map[line]bool     // rules of shared chains and chains of generations (without rule) that stay
 	explained       map[uint64]string // the deployments that the records know, by generation
+	unexplained     map[uint64]string // and those that only the kernel knows
 }
 
 // inChain gives the rules of one chain.
@@ -81,7 +114,7 @@ func inChain(all []line, chain line) []line {
 
 // content makes a chain have exactly the rules of lines, in their order, by one commit.
 func (p *planner) content(table, chain string, lines []line) {
-	have, exists := p.have[table][chain]
+	have, exists := p.have.Rules[table][chain]
 	p.kept[line{table, chain, ""}] = true
 	if exists && slices.EqualFunc(have, lines, func(rule string, l line) bool { return rule == l.rule }) {
 		return
@@ -94,7 +127,7 @@ func (p *planner) content(table, chain string, lines []line) {
 
 func (p *planner) generations(want Want) {
 	for _, chain := range shared() {
-		if _, exists := p.have[chain.table][chain.chain]; !exists {
+		if _, exists := p.have.Rules[chain.table][chain.chain]; !exists {
 			p.install.chain(chain.table, chain.chain)
 		}
 	}
@@ -129,7 +162,7 @@ func (p *planner) part(table string, pub Publication, render func() (content, ju
 	missing := false
 	for _, l := range jumps {
 		p.kept[l] = true
-		if !slices.Contains(p.have[l.table][l.chain], l.rule) {
+		if !slices.Contains(p.have.Rules[l.table][l.chain], l.rule) {
 			p.install.insert(l)
 			missing = true
 		}
@@ -139,10 +172,9 @@ func (p *planner) part(table string, pub Publication, render func() (content, ju
 
 // obsolete removes what no part named: rules of the shared chains, and then chains of generations.
 func (p *planner) obsolete(want Want) {
-	unexplained := map[uint64]string{}
 	seen := map[line]bool{}
 	for _, chain := range shared() {
-		for _, rule := range p.have[chain.table][chain.chain] {
+		for _, rule := range p.have.Rules[chain.table][chain.chain] {
 			l := line{chain.table, chain.chain, rule}
 			if p.kept[l] && !seen[l] {
 				seen[l] = true
@@ -150,7 +182,7 @@ func (p *planner) obsolete(want Want) {
 			}
 			stack, generation, ours := owner(rule)
 			if ours && p.explained[generation] == "" && !want.Gone(stack, generation) {
-				unexplained[generation] = tag(stack, generation)
+				p.unexplained[generation] = tag(stack, generation)
 				continue
 			}
 			p.remove.delete(l)
@@ -160,14 +192,11 @@ func (p *planner) obsolete(want Want) {
 		}
 	}
 	for _, table := range []string{tableFilter, tableNAT} {
-		for _, chain := range slices.Sorted(maps.Keys(p.have[table])) {
+		for _, chain := range slices.Sorted(maps.Keys(p.have.Rules[table])) {
 			generation, ok := generationOf(chain)
-			if ok && !p.kept[line{table, chain, ""}] && unexplained[generation] == "" {
+			if ok && !p.kept[line{table, chain, ""}] && p.unexplained[generation] == "" {
 				p.remove.drop(table, chain)
 			}
 		}
-	}
-	for _, generation := range slices.Sorted(maps.Keys(unexplained)) {
-		p.Unexplained = append(p.Unexplained, unexplained[generation])
 	}
 }

@@ -66,7 +66,7 @@ COMMIT
 COMMIT
 `},
 		"a removal of nothing": {Remove([]Publication{{Stack: "mail", Generation: 43}}, nil), "\n"},
-		"a new host": {NewPlan(Want{Networks: []Network{lan}}, Ruleset{}).Install, `
+		"a new host": {NewPlan(Want{Networks: []Network{lan}}, Have{Backend: IPTables}).Install, `
 *raw
 :FULMAR - [0:0]
 -A FULMAR -d 127.0.0.0/8 -i br0 -j DROP
@@ -167,7 +167,7 @@ func TestPlanLeavesWhatIsLeaving(t *testing.T) {
 	for _, l := range append(content, jumps...) {
 		have[l.table][l.chain] = append(have[l.table][l.chain], l.rule)
 	}
-	p := NewPlan(Want{Leaving: []Publication{never, leaving}, Gone: func(string, uint64) bool { return true }}, have)
+	p := NewPlan(Want{Leaving: []Publication{never, leaving}, Gone: func(string, uint64) bool { return true }}, Have{Backend: IPTables, Rules: have})
 	if p.Remove != "" || strings.Contains(p.Install, "FULMAR-4") || len(p.Ended) > 0 {
 		t.Errorf("the plan touches what is leaving:\n%s%s%v", p.Install, p.Remove, p.Ended)
 	}

@@ -48,8 +48,8 @@ func Parse(r io.Reader) (Ruleset, error) {
 	return all, nil
 }
 
-// Ours reports whether the kernel has anything of ours.
-func (r Ruleset) Ours() bool {
+// ours reports whether any of the rules is ours.
+func (r Ruleset) ours() bool {
 	for _, chains := range r {
 		for chain := range chains {
 			if ours(chain) {
@@ -60,10 +60,27 @@ func (r Ruleset) Ours() bool {
 	return false
 }
 
+// Have is what the kernel has.
+type Have struct {
+	Backend Backend // that is to be used
+	Rules   Ruleset
+	table   table
+}
+
+// Ours reports whether the kernel has anything of ours.
+func (h Have) Ours() bool { return h.Rules.ours() || h.table.there }
+
 // Guards reports whether the kernel has the guard of p.
-func (r Ruleset) Guards(p Publication) bool {
-	_, there := r[tableFilter][chainOf(p.Generation)]
-	return there
+func (h Have) Guards(p Publication) bool {
+	if _, there := h.Rules[tableFilter][chainOf(p.Generation)]; there {
+		return true
+	}
+	for key := range p.guards() {
+		if _, there := h.table.items[key]; !there {
+			return false
+		}
+	}
+	return len(p.Ports) > 0
 }
 
 // ours reports whether a chain is ours: one that stands, or one of a generation.

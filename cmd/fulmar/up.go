@@ -45,6 +45,7 @@ type upCmd struct {
 	Verbose  bool          `short:"v" help:"Log every step."`
 	vmm.InfluxFlags
 	builder.Flags
+	nat.FirewallFlags
 }
 
 // Run runs everything until a signal comes.
@@ -211,7 +212,9 @@ func (c *upCmd) addServices(g *run.Group, server *bus.Server, daemon *host.Servi
 		{"monitor", c.Host, func(b *bus.Bus, r prometheus.Registerer) (bus.Service, error) {
 			return monitor.New(b, monitor.Config{Host: c.Host}, r)
 		}},
-		{"nat", c.Host, func(b *bus.Bus, r prometheus.Registerer) (bus.Service, error) { return nat.New(b, c.Host, r) }},
+		{"nat", c.Host, func(b *bus.Bus, r prometheus.Registerer) (bus.Service, error) {
+			return nat.New(b, nat.Config{Host: c.Host, FirewallFlags: c.FirewallFlags}, r)
+		}},
 		{"gc", c.Host, func(b *bus.Bus, r prometheus.Registerer) (bus.Service, error) {
 			return gc.New(b, gc.Config{Host: c.Host}, r)
 		}},

@@ -18,6 +18,7 @@ import (
 
 type config struct {
 	bus.Config
+	nat.FirewallFlags
 	Host string `env:"FULMAR_HOST" placeholder:"NAME" help:"Host whose ports it publishes. Default: the short name of this machine."`
 }
 
@@ -36,6 +37,6 @@ func serve(ctx context.Context, cfg config, log *slog.Logger) error {
 		cfg.Host = bus.HostName()
 	}
 	return bus.Serve(ctx, cfg.Config, "nat", cfg.Host, log, func(b *bus.Bus, reg prometheus.Registerer) (bus.Service, error) {
-		return nat.New(b, cfg.Host, reg)
+		return nat.New(b, nat.Config{Host: cfg.Host, FirewallFlags: cfg.FirewallFlags}, reg)
 	})
 }

@@ -177,11 +177,22 @@ func (s *Service) look(ctx context.Context, stack string, generation uint64) (lo
 	return l, nil
 }
 
+// publicationOf is what a deployment publishes, without where to.
+func publicationOf(stack string, d *fulmarv1.HeadDeployment) firewall.Publication {
+	p := firewall.Publication{Stack: stack, Generation: d.GetGeneration()}
+	for _, unit := range d.GetContent().GetUnits() {
+		for _, port := range unit.GetPorts() {
+			p.Ports = append(p.Ports, firewall.Port{Protocol: port.GetProtocol(), Port: uint16(port.GetPort())})
+		}
+	}
+	return p
+}
+
 // lookAtKernel asks whether clients are still led to a deployment that drains, and then for the flows of its instances that
 // have not ended: nobody answers those of the others.
 func (s *Service) lookAtKernel(ctx context.Context, l looked, f *Facts) error {
 	var err error
-	if f.Redirected, err = firewall.Redirected(l.entry.GetGeneration()); err != nil || f.Redirected || len(l.dying) == 0 {
+	if f.Redirected, err = firewall.Redirected(publicationOf(l.head.GetStack(), l.entry)); err != nil || f.Redirected || len(l.dying) == 0 {
 		return err
 	}
 	host, _, err := s.bus.Hosts.Get(ctx, s.config.Host)

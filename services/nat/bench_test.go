@@ -13,6 +13,7 @@ import (
 
 	"fulmar/bus"
 	"fulmar/bus/bustest"
+	"fulmar/firewall"
 	"fulmar/firewall/nstest"
 	"fulmar/messages"
 	fulmarv1 "fulmar/messages/fulmar/v1"
@@ -21,8 +22,11 @@ import (
 // BenchmarkPublish is the step as a whole, from the event to the answer, beside other stacks that are live.
 func BenchmarkPublish(b *testing.B) {
 	nstest.NeedRoot(b)
-	for _, others := range []int{10, 1000} {
-		b.Run(fmt.Sprintf("beside %d stacks", others), func(b *testing.B) {
+	for _, c := range []struct {
+		backend firewall.Backend
+		others  int
+	}{{firewall.IPTables, 10}, {firewall.IPTables, 1000}, {firewall.NFTables, 10}, {firewall.NFTables, 1000}} {
+		b.Run(fmt.Sprintf("%s beside %d stacks", c.backend, c.others), func(b *testing.B) {
 			emptyFirewall(b)
 			nstest.Bridge(b, "br-nat", netip.MustParsePrefix("10.79.0.1/16"))
 			server := bustest.Server(b)
@@ -32,7 +36,7 @@ func BenchmarkPublish(b *testing.B) {
 			if err := opened.Networks.Put(b.Context(), "lan", network, 0); err != nil {
 				b.Fatal(err)
 			}
-			for n := range others {
+			for n := range c.others {
 				d := benchDeployment(uint64(n+1), n+1)
 				d.State, d.Leased = fulmarv1.State_STATE_LIVE, true
 				stack := fmt.Sprintf("other%d", n)
@@ -40,7 +44,7 @@ func BenchmarkPublish(b *testing.B) {
 					b.Fatal(err)
 				}
 			}
-			s, err := New(opened, testHost, prometheus.NewRegistry())
+			s, err := New(opened, Config{Host: testHost, FirewallFlags: FirewallFlags{FirewallBackend: c.backend}}, prometheus.NewRegistry())
 			if err != nil {
 				b.Fatal(err)
 			}

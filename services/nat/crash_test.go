@@ -17,6 +17,7 @@ import (
 	"fulmar/bus"
 	"fulmar/bus/bustest"
 	"fulmar/conntrack"
+	"fulmar/firewall"
 	"fulmar/messages"
 	fulmarv1 "fulmar/messages/fulmar/v1"
 )
@@ -24,7 +25,7 @@ import (
 // hands gives a nat whose handlers the test calls itself, as a worker that dies before it has said what it did.
 func (w *world) hands(t *testing.T) *Service {
 	t.Helper()
-	s, err := New(bustest.Open(t, w.server, bus.Options{Service: "nat", Host: testHost}), testHost, prometheus.NewRegistry())
+	s, err := New(bustest.Open(t, w.server, bus.Options{Service: "nat", Host: testHost}), w.config(), prometheus.NewRegistry())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -56,7 +57,10 @@ func (w *world) silent(t *testing.T) {
 }
 
 func TestACrashBetweenTheSwitchAndItsEventEndsInOneOfEach(t *testing.T) {
-	w := newWorld(t)
+	eachBackend(t, aCrashBetweenTheSwitchAndItsEventEndsInOneOfEach)
+}
+
+func aCrashBetweenTheSwitchAndItsEventEndsInOneOfEach(t *testing.T, w *world) {
 	i, _ := w.instance(t, "web", "web", 1, 2)
 	d := w.accept(t, web(1, i))
 	dead := w.hands(t)
@@ -71,14 +75,17 @@ func TestACrashBetweenTheSwitchAndItsEventEndsInOneOfEach(t *testing.T) {
 	w.nat(t)
 	w.expect(t, messages.Published, web(1, i))
 	w.silent(t)
-	if after := rulesOf(t); after != before || strings.Count(after, "-j FULMAR-1\n") != 3 {
+	if after := rulesOf(t); after != before || strings.Count(after, map[firewall.Backend]string{firewall.IPTables: "-j FULMAR-1\n", firewall.NFTables: ` . 53 comment "web-1"`}[w.backend]) != map[firewall.Backend]int{firewall.IPTables: 3, firewall.NFTables: 1}[w.backend] {
 		t.Errorf("the rules before the crash and after:\n%s\n%s", before, after)
 	}
 	expectWho(t, w.client.Do, "tcp4", "192.0.2.1:8080", i.GetName())
 }
 
 func TestACrashBetweenTheHeadAndTheSwitchIsMadeUpForAtStart(t *testing.T) {
-	w := newWorld(t)
+	eachBackend(t, aCrashBetweenTheHeadAndTheSwitchIsMadeUpForAtStart)
+}
+
+func aCrashBetweenTheHeadAndTheSwitchIsMadeUpForAtStart(t *testing.T, w *world) {
 	first, _ := w.instance(t, "web", "web", 1, 2)
 	second, _ := w.instance(t, "web", "web", 2, 3)
 	stop := w.nat(t)
@@ -110,7 +117,10 @@ func TestACrashBetweenTheHeadAndTheSwitchIsMadeUpForAtStart(t *testing.T) {
 }
 
 func TestACrashBetweenTheSwitchAndTheFlushIsMadeUpForByTheNextDelivery(t *testing.T) {
-	w := newWorld(t)
+	eachBackend(t, aCrashBetweenTheSwitchAndTheFlushIsMadeUpForByTheNextDelivery)
+}
+
+func aCrashBetweenTheSwitchAndTheFlushIsMadeUpForByTheNextDelivery(t *testing.T, w *world) {
 	first, _ := w.instance(t, "web", "web", 1, 2)
 	second, _ := w.instance(t, "web", "web", 2, 3)
 	stop := w.nat(t)
@@ -118,7 +128,7 @@ func TestACrashBetweenTheSwitchAndTheFlushIsMadeUpForByTheNextDelivery(t *testin
 	w.deploy(t, web(2, second))
 	stop()
 	// A flow that is bound to the old instance, as it would be without the flush.
-	iptables(t, "-t", "nat", "-I", "FULMAR", "-p", "udp", "--dport", "8053", "-j", "DNAT", "--to-destination", first.GetAddress()+":53")
+	command(t, "nft", "add table ip bend; add chain ip bend pre { type nat hook prerouting priority -120; }; add rule ip bend pre udp dport 8053 dnat to "+first.GetAddress()+":53")
 	flow, err := dial(w.client.Do, "udp4", "192.0.2.1:8053")
 	if err != nil {
 		t.Fatal(err)
@@ -127,7 +137,7 @@ func TestACrashBetweenTheSwitchAndTheFlushIsMadeUpForByTheNextDelivery(t *testin
 	if got, err := ask(flow); got != first.GetName() || err != nil {
 		t.Fatalf("%q, %v", got, err)
 	}
-	iptables(t, "-t", "nat", "-D", "FULMAR", "1")
+	command(t, "nft", "delete table ip bend")
 	again := w.hands(t)
 	if verb, err := again.publish(t.Context(), &fulmarv1.Event{Deployment: &fulmarv1.Deployment{Stack: "web", Generation: 2, Network: lan()}}); verb != messages.Published || err != nil {
 		t.Fatalf("%s, %v", verb, err)
@@ -137,8 +147,9 @@ func TestACrashBetweenTheSwitchAndTheFlushIsMadeUpForByTheNextDelivery(t *testin
 	}
 }
 
-func TestOneActsAndTheOtherTakesOver(t *testing.T) {
-	w := newWorld(t)
+func TestOneActsAndTheOtherTakesOver(t *testing.T) { eachBackend(t, oneActsAndTheOtherTakesOver) }
+
+func oneActsAndTheOtherTakesOver(t *testing.T, w *world) {
 	first, _ := w.instance(t, "web", "web", 1, 2)
 	second, _ := w.instance(t, "web", "web", 2, 3)
 	stopA := w.nat(t)
@@ -148,7 +159,7 @@ func TestOneActsAndTheOtherTakesOver(t *testing.T) {
 		_ = l.Close()
 		t.Error("nobody holds the lock of the network namespace")
 	}
-	flushEverything(t) // both would restore it
+	w.flushEverything(t) // both would restore it
 	until(t, func() error {
 		_, err := who(w.client.Do, "tcp4", "192.0.2.1:8080")
 		return err
@@ -161,14 +172,18 @@ func TestOneActsAndTheOtherTakesOver(t *testing.T) {
 	stopB()
 }
 
-func TestAStandbyCanBeStopped(t *testing.T) {
-	w := newWorld(t)
+func TestAStandbyCanBeStopped(t *testing.T) { eachBackend(t, aStandbyCanBeStopped) }
+
+func aStandbyCanBeStopped(t *testing.T, w *world) {
 	w.nat(t)
 	w.nat(t)()
 }
 
 func TestWhatEndedWhileNobodyWasThereIsCleanedUp(t *testing.T) {
-	w := newWorld(t)
+	eachBackend(t, whatEndedWhileNobodyWasThereIsCleanedUp)
+}
+
+func whatEndedWhileNobodyWasThereIsCleanedUp(t *testing.T, w *world) {
 	first, _ := w.instance(t, "web", "web", 1, 2)
 	second, _ := w.instance(t, "web", "web", 2, 3)
 	stop := w.nat(t)
@@ -203,7 +218,10 @@ func TestWhatEndedWhileNobodyWasThereIsCleanedUp(t *testing.T) {
 }
 
 func TestAnAddressThatHasANewHolderKeepsItsConnections(t *testing.T) {
-	w := newWorld(t)
+	eachBackend(t, anAddressThatHasANewHolderKeepsItsConnections)
+}
+
+func anAddressThatHasANewHolderKeepsItsConnections(t *testing.T, w *world) {
 	w.nat(t)
 	i, _ := w.instance(t, "web", "web", 2, 2)
 	w.deploy(t, web(2, i))
@@ -228,7 +246,10 @@ func TestAnAddressThatHasANewHolderKeepsItsConnections(t *testing.T) {
 }
 
 func TestALateOneIsLeftToTheKeeperOfTheDeadlines(t *testing.T) {
-	w := newWorld(t)
+	eachBackend(t, aLateOneIsLeftToTheKeeperOfTheDeadlines)
+}
+
+func aLateOneIsLeftToTheKeeperOfTheDeadlines(t *testing.T, w *world) {
 	i, _ := w.instance(t, "web", "web", 1, 2)
 	d := web(1, i)
 	d.deadline = time.Now().Add(-time.Second)
@@ -252,31 +273,40 @@ func TestALateOneIsLeftToTheKeeperOfTheDeadlines(t *testing.T) {
 }
 
 func TestEverythingFlushedWhileTheBusIsDownIsRestored(t *testing.T) {
-	w := newWorld(t)
+	eachBackend(t, everythingFlushedWhileTheBusIsDownIsRestored)
+}
+
+func everythingFlushedWhileTheBusIsDownIsRestored(t *testing.T, w *world) {
 	w.nat(t)
 	first, _ := w.instance(t, "web", "web", 1, 2)
 	second, _ := w.instance(t, "web", "web", 2, 3)
 	w.deploy(t, web(1, first))
 	w.deploy(t, web(2, second))
 	w.server.Stop()
-	flushEverything(t)
-	until(t, func() error {
-		got, err := who(w.client.Do, "tcp4", "192.0.2.1:8080")
-		if err == nil && got != second.GetName() {
-			t.Fatalf("answered by %q", got)
-		}
-		return err
-	})
-	until(t, func() error {
-		if rules := rulesOf(t); !strings.Contains(rules, "--comment web-1 -j FULMAR-1") { // its guard
-			return fmt.Errorf("missing in\n%s", rules)
-		}
-		return nil
-	})
+	guard := map[firewall.Backend]string{firewall.IPTables: "--comment web-1 -j FULMAR-1", firewall.NFTables: `10.79.0.2 . tcp . 80 comment "web-1"`}[w.backend]
+	for range 3 { // each look fails, and none may put the next one off for long
+		w.flushEverything(t)
+		until(t, func() error {
+			got, err := who(w.client.Do, "tcp4", "192.0.2.1:8080")
+			if err == nil && got != second.GetName() {
+				t.Fatalf("answered by %q", got)
+			}
+			return err
+		})
+		until(t, func() error {
+			if rules := rulesOf(t); !strings.Contains(rules, guard) {
+				return fmt.Errorf("missing in\n%s", rules)
+			}
+			return nil
+		})
+	}
 }
 
 func TestAHostWithoutNetworksIsNotTouched(t *testing.T) {
-	w := newWorld(t)
+	eachBackend(t, aHostWithoutNetworksIsNotTouched)
+}
+
+func aHostWithoutNetworksIsNotTouched(t *testing.T, w *world) {
 	if err := w.bus.Networks.Delete(t.Context(), "lan", 1); err != nil {
 		t.Fatal(err)
 	}

@@ -124,7 +124,7 @@ func TestGone(t *testing.T) {
 }
 
 func TestObsolete(t *testing.T) {
-	all := map[uint64]shown{1: {published(1), false}, 2: {published(2), true}, 3: {published(3), true}}
+	all := map[uint64]firewall.Shown{1: {Publication: published(1)}, 2: {Publication: published(2), Redirected: true}, 3: {Publication: published(3), Redirected: true}}
 	for name, c := range map[string]struct {
 		head              *fulmarv1.Head
 		redirects, guards []firewall.Publication
@@ -180,10 +180,10 @@ func TestUnchanged(t *testing.T) {
 }
 
 func TestAnswering(t *testing.T) {
-	udp := func(generation uint64, port uint16) shown {
-		return shown{firewall.Publication{Stack: "dns", Generation: generation, Ports: []firewall.Port{{Protocol: "udp", Port: port, Address: address(generation), Target: 53}}}, false}
+	udp := func(generation uint64, port uint16) firewall.Shown {
+		return firewall.Shown{Publication: firewall.Publication{Stack: "dns", Generation: generation, Ports: []firewall.Port{{Protocol: "udp", Port: port, Address: address(generation), Target: 53}}}}
 	}
-	all := map[uint64]shown{1: udp(1, 53), 2: udp(2, 54), 3: udp(3, 53), 4: {published(4), true}}
+	all := map[uint64]firewall.Shown{1: udp(1, 53), 2: udp(2, 54), 3: udp(3, 53), 4: {Publication: published(4), Redirected: true}}
 	want := []netip.Addr{address(1)}
 	if diff := cmp.Diff(want, answering(all, udp(3, 53).Ports[0]), cmpopts.EquateComparable(netip.Addr{})); diff != "" {
 		t.Errorf("answering (-want +got):\n%s", diff)

@@ -3,6 +3,7 @@ package nat
 import (
 	"context"
 	"errors"
+	"maps"
 	"slices"
 	"time"
 
@@ -26,15 +27,9 @@ const (
 type rules struct {
 	read        bool // whether the kernel was read and set right, so that only others can have changed it since
 	networks    []firewall.Network
-	shown       map[uint64]shown // by generation
+	shown       map[uint64]firewall.Shown // by generation
 	unexplained []string
 	forbidding  []string
-}
-
-// shown is a publication of which the kernel has the guard, and the redirect too if clients are led to it.
-type shown struct {
-	firewall.Publication
-	redirected bool
 }
 
 // foreign takes note of a change of the firewall.
@@ -152,7 +147,7 @@ func (s *Service) restore(ctx context.Context, cause string) error {
 		return err
 	}
 	if err := s.caughtUp(ctx); err != nil {
-		return errors.Join(err, s.recall(ctx, have))
+		return errors.Join(err, s.recall(ctx))
 	}
 	heads := s.heads.All()
 	want, bad := wanted(s.host, heads, s.networks.All())
@@ -160,7 +155,7 @@ func (s *Service) restore(ctx context.Context, cause string) error {
 		s.log.Error("records made no sense", "err", bad)
 	}
 	if want.Empty() && !have.Ours() {
-		s.rules.read, s.rules.networks, s.rules.shown = true, nil, map[uint64]shown{}
+		s.rules.read, s.rules.networks, s.rules.shown = true, nil, map[uint64]firewall.Shown{}
 		return nil
 	}
 	if err := s.kernel.Prepare(); err != nil {
@@ -177,7 +172,7 @@ func (s *Service) restore(ctx context.Context, cause string) error {
 			return err
 		}
 	}
-	if err := s.kernel.Restore(ctx, plan.Remove); err != nil {
+	if err := s.kernel.Tidy(ctx, plan); err != nil {
 		return err
 	}
 	return forget(unheld(heads, plan.Ended))
@@ -192,10 +187,10 @@ func (s *Service) caughtUp(ctx context.Context) error {
 
 // recall brings back, without the records, what this process knows to have been there, and removes nothing: a firewall
 // that is flushed while the bus is down should not end what runs.
-func (s *Service) recall(ctx context.Context, have firewall.Ruleset) error {
+func (s *Service) recall(ctx context.Context) error {
 	want := firewall.Want{Networks: s.rules.networks, Gone: func(string, uint64) bool { return false }}
 	for _, pub := range s.rules.shown {
-		if pub.redirected {
+		if pub.Redirected {
 			want.Live = append(want.Live, pub.Publication)
 		} else {
 			want.Draining = append(want.Draining, pub.Publication)
@@ -203,6 +198,10 @@ func (s *Service) recall(ctx context.Context, have firewall.Ruleset) error {
 	}
 	if want.Empty() {
 		return nil
+	}
+	have, err := s.kernel.Read(ctx) // anew: to wait for the bus took long
+	if err != nil {
+		return err
 	}
 	return s.install(ctx, firewall.NewPlan(want, have), "recall")
 }
@@ -214,10 +213,10 @@ func (s *Service) install(ctx context.Context, plan firewall.Plan, cause string)
 	if cause != "foreign" {
 		hooks = append(hooks, plan.Late...)
 	}
-	if plan.Install == "" && len(hooks) == 0 {
+	if !plan.Changes() && len(hooks) == 0 {
 		return nil
 	}
-	if err := s.kernel.Restore(ctx, plan.Install); err != nil {
+	if err := s.kernel.Install(ctx, plan); err != nil {
 		return err
 	}
 	if err := s.kernel.Hook(hooks...); err != nil {
@@ -252,12 +251,12 @@ func (s *Service) forbidden() error {
 }
 
 // known is what the kernel has once a plan is done.
-func known(want firewall.Want, have firewall.Ruleset) map[uint64]shown {
-	all := map[uint64]shown{}
+func known(want firewall.Want, have firewall.Have) map[uint64]firewall.Shown {
+	all := map[uint64]firewall.Shown{}
 	add := func(pubs []firewall.Publication, redirected bool, there func(firewall.Publication) bool) {
 		for _, pub := range pubs {
 			if len(pub.Ports) > 0 && there(pub) {
-				all[pub.Generation] = shown{pub, redirected}
+				all[pub.Generation] = firewall.Shown{Publication: pub, Redirected: redirected}
 			}
 		}
 	}
@@ -275,19 +274,21 @@ func (s *Service) tidy(ctx context.Context) error {
 	}
 	s.turn.Lock()
 	defer s.turn.Unlock()
-	if err := s.heads.CaughtUp(ctx); err != nil {
+	if err := s.caughtUp(ctx); err != nil {
 		return err
 	}
 	redirects, guards := obsolete(s.heads.All(), s.rules.shown)
-	if err := s.kernel.Restore(ctx, firewall.Remove(redirects, guards)); err != nil {
-		return err
-	}
+	rest := maps.Clone(s.rules.shown)
 	for _, pub := range redirects {
-		s.rules.shown[pub.Generation] = shown{pub, false}
+		rest[pub.Generation] = firewall.Shown{Publication: pub}
 	}
 	for _, pub := range guards {
-		delete(s.rules.shown, pub.Generation)
+		delete(rest, pub.Generation)
 	}
+	if err := s.kernel.Remove(ctx, redirects, guards, maps.Values(rest)); err != nil {
+		return err
+	}
+	s.rules.shown = rest
 	return nil
 }
 
@@ -300,11 +301,11 @@ func (s *Service) networksMoved() bool {
 }
 
 // obsolete gives the redirects of what is no longer live, and the guards of what is gone, of all that is shown.
-func obsolete(heads map[string]*fulmarv1.Head, all map[uint64]shown) (redirects, guards []firewall.Publication) {
+func obsolete(heads map[string]*fulmarv1.Head, all map[uint64]firewall.Shown) (redirects, guards []firewall.Publication) {
 	for generation, pub := range all {
 		head := heads[pub.Stack]
 		over := gone(head, generation)
-		if pub.redirected && (over || stateOf(head, generation) > fulmarv1.State_STATE_LIVE) {
+		if pub.Redirected && (over || stateOf(head, generation) > fulmarv1.State_STATE_LIVE) {
 			redirects = append(redirects, pub.Publication)
 		}
 		if over {

@@ -166,9 +166,10 @@ func (l *load) answer(conn net.Conn, before uint64) error {
 	return nil
 }
 
-func TestTwentySwitchesUnderLoad(t *testing.T) {
+func TestTwentySwitchesUnderLoad(t *testing.T) { eachBackend(t, twentySwitchesUnderLoad) }
+
+func twentySwitchesUnderLoad(t *testing.T, w *world) {
 	const switches = 20
-	w := newWorld(t)
 	w.nat(t)
 	// A host like many others: what is forwarded is dropped unless somebody lets it through.
 	iptables(t, "-P", "FORWARD", "DROP")

@@ -14,6 +14,7 @@
 package nat
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -54,17 +55,28 @@ type Service struct {
 	pinned map[int]bool // bridges whose address does not change, by index: one that is made anew has a new one
 }
 
+// FirewallFlags are the flags of every command that has a nat in it.
+type FirewallFlags struct {
+	FirewallBackend firewall.Backend `env:"NAT_FIREWALL_BACKEND" enum:"iptables,nftables" default:"iptables" help:"What published ports are written with: iptables, or nftables, with which a switch takes as long beside 1,000 stacks as beside one."`
+}
+
+// Config says which host nat publishes for and how.
+type Config struct {
+	Host string // its name
+	FirewallFlags
+}
+
 // New makes nat for a host. It fails if the host has no iptables.
-func New(b *bus.Bus, host string, reg prometheus.Registerer) (*Service, error) {
-	if err := messages.CheckName("host", host); err != nil {
+func New(b *bus.Bus, c Config, reg prometheus.Registerer) (*Service, error) {
+	if err := messages.CheckName("host", c.Host); err != nil {
 		return nil, err
 	}
-	kernel, err := firewall.NewKernel()
+	kernel, err := firewall.NewKernel(cmp.Or(c.FirewallBackend, firewall.IPTables))
 	if err != nil {
 		return nil, err
 	}
 	return &Service{
-		bus: b, host: host, log: b.Log, metrics: newMetrics(reg), kernel: kernel,
+		bus: b, host: c.Host, log: b.Log, metrics: newMetrics(reg), kernel: kernel,
 		heads: b.Heads.View(), networks: b.Networks.View(),
 		changed: make(chan struct{}, 1), pinned: map[int]bool{},
 	}, nil

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"os/exec"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -25,7 +26,10 @@ func web(generation uint64, i *fulmarv1.Instance) deployment {
 }
 
 func TestEveryKindOfClientReachesWhatIsPublished(t *testing.T) {
-	w := newWorld(t)
+	eachBackend(t, everyKindOfClientReachesWhatIsPublished)
+}
+
+func everyKindOfClientReachesWhatIsPublished(t *testing.T, w *world) {
 	w.nat(t)
 	i, itself := w.instance(t, "web", "web", 1, 2)
 	_, neighbour := w.instance(t, "other", "other", 2, 3)
@@ -59,7 +63,10 @@ func TestEveryKindOfClientReachesWhatIsPublished(t *testing.T) {
 }
 
 func TestASwitchMovesWhatIsNewAndKeepsWhatIsEstablished(t *testing.T) {
-	w := newWorld(t)
+	eachBackend(t, aSwitchMovesWhatIsNewAndKeepsWhatIsEstablished)
+}
+
+func aSwitchMovesWhatIsNewAndKeepsWhatIsEstablished(t *testing.T, w *world) {
 	w.nat(t)
 	first, _ := w.instance(t, "web", "web", 1, 2)
 	second, _ := w.instance(t, "web", "web", 2, 3)
@@ -93,7 +100,11 @@ func TestASwitchMovesWhatIsNewAndKeepsWhatIsEstablished(t *testing.T) {
 // redirects checks which generations the kernel leads clients to.
 func redirects(want ...uint64) error {
 	for generation := range uint64(200) { // there are no more in a test
-		got, err := firewall.Redirected(generation)
+		pub := firewall.Publication{Stack: "web", Generation: generation}
+		for _, port := range []uint16{53, 8053, 8080, 8081, 8443} {
+			pub.Ports = append(pub.Ports, firewall.Port{Protocol: "tcp", Port: port}, firewall.Port{Protocol: "udp", Port: port})
+		}
+		got, err := firewall.Redirected(pub)
 		if err != nil {
 			return err
 		}
@@ -105,7 +116,10 @@ func redirects(want ...uint64) error {
 }
 
 func TestAUDPFlowThatTheHostTookFirstIsMoved(t *testing.T) {
-	w := newWorld(t)
+	eachBackend(t, aUDPFlowThatTheHostTookFirstIsMoved)
+}
+
+func aUDPFlowThatTheHostTookFirstIsMoved(t *testing.T, w *world) {
 	w.nat(t)
 	i, _ := w.instance(t, "web", "web", 1, 2)
 	w.base(t) // flows are tracked from here on
@@ -123,13 +137,14 @@ func TestAUDPFlowThatTheHostTookFirstIsMoved(t *testing.T) {
 	}
 }
 
-func TestEverythingFlushedIsRestored(t *testing.T) {
-	w := newWorld(t)
+func TestEverythingFlushedIsRestored(t *testing.T) { eachBackend(t, everythingFlushedIsRestored) }
+
+func everythingFlushedIsRestored(t *testing.T, w *world) {
 	w.nat(t)
 	i, _ := w.instance(t, "web", "web", 1, 2)
 	w.deploy(t, web(1, i))
 	for range 3 {
-		flushEverything(t)
+		w.flushEverything(t)
 		until(t, func() error {
 			got, err := who(w.client.Do, "tcp4", "192.0.2.1:8080")
 			if err == nil && got != i.GetName() {
@@ -147,7 +162,7 @@ func TestEverythingFlushedIsRestored(t *testing.T) {
 func TestAPortThatAnotherStackHoldsIsRefusedByName(t *testing.T) {
 	for _, staged := range []bool{false, true} {
 		t.Run(fmt.Sprintf("holder staged %v", staged), func(t *testing.T) {
-			w := newWorld(t)
+			w := newWorld(t, firewall.IPTables)
 			w.nat(t)
 			i, _ := w.instance(t, "web", "web", 1, 2)
 			holder := web(1, i)
@@ -178,7 +193,10 @@ func TestAPortThatAnotherStackHoldsIsRefusedByName(t *testing.T) {
 }
 
 func TestAPortThatTheHostItselfListensOnIsRefused(t *testing.T) {
-	w := newWorld(t)
+	eachBackend(t, aPortThatTheHostItselfListensOnIsRefused)
+}
+
+func aPortThatTheHostItselfListensOnIsRefused(t *testing.T, w *world) {
 	w.nat(t)
 	i, _ := w.instance(t, "web", "web", 1, 2)
 	generation := uint64(0)
@@ -244,7 +262,16 @@ func rulesOf(t *testing.T) string {
 			rules = append(rules, line)
 		}
 	}
-	return strings.Join(rules, "")
+	out, err = exec.Command("nft", "list", "table", "ip", "fulmar").CombinedOutput()
+	if err != nil && !strings.Contains(string(out), "No such file or directory") {
+		t.Fatalf("list the table: %v: %s", err, out)
+	}
+	elements := regexp.MustCompile(`[^{},]+comment "[^"]*"[^{},]*`).FindAllString(string(out), -1)
+	for i, e := range elements {
+		elements[i] = strings.Join(strings.Fields(e), " ") + "\n"
+	}
+	slices.Sort(elements)
+	return strings.Join(append(rules, elements...), "")
 }
 
 func (w *world) head(t *testing.T, stack string) *fulmarv1.Head {
@@ -256,8 +283,9 @@ func (w *world) head(t *testing.T, stack string) *fulmarv1.Head {
 	return h
 }
 
-func TestSomethingNewerIsNotOvertaken(t *testing.T) {
-	w := newWorld(t)
+func TestSomethingNewerIsNotOvertaken(t *testing.T) { eachBackend(t, somethingNewerIsNotOvertaken) }
+
+func somethingNewerIsNotOvertaken(t *testing.T, w *world) {
 	w.nat(t)
 	old, _ := w.instance(t, "web", "web", 42, 2)
 	newer, _ := w.instance(t, "web", "web", 43, 3)
@@ -271,8 +299,9 @@ func TestSomethingNewerIsNotOvertaken(t *testing.T) {
 	expectWho(t, w.client.Do, "tcp4", "192.0.2.1:8080", newer.GetName())
 }
 
-func TestStagedIsNotPublished(t *testing.T) {
-	w := newWorld(t)
+func TestStagedIsNotPublished(t *testing.T) { eachBackend(t, stagedIsNotPublished) }
+
+func stagedIsNotPublished(t *testing.T, w *world) {
 	w.nat(t)
 	live, _ := w.instance(t, "web", "web", 1, 2)
 	next, _ := w.instance(t, "web", "web", 2, 3)
@@ -286,8 +315,9 @@ func TestStagedIsNotPublished(t *testing.T) {
 	expectWho(t, w.client.Do, "tcp4", "192.0.2.1:8080", next.GetName())
 }
 
-func TestWhatIsKeptIsUnchanged(t *testing.T) {
-	w := newWorld(t)
+func TestWhatIsKeptIsUnchanged(t *testing.T) { eachBackend(t, whatIsKeptIsUnchanged) }
+
+func whatIsKeptIsUnchanged(t *testing.T, w *world) {
 	w.nat(t)
 	i, _ := w.instance(t, "web", "web", 1, 2)
 	w.deploy(t, web(1, i))
@@ -311,7 +341,10 @@ func TestWhatIsKeptIsUnchanged(t *testing.T) {
 }
 
 func TestRetiredIsRefusedAndLeavesNoRule(t *testing.T) {
-	w := newWorld(t)
+	eachBackend(t, retiredIsRefusedAndLeavesNoRule)
+}
+
+func retiredIsRefusedAndLeavesNoRule(t *testing.T, w *world) {
 	w.nat(t)
 	i, _ := w.instance(t, "web", "web", 1, 2)
 	w.deploy(t, web(1, i))
@@ -365,9 +398,10 @@ func (w *world) end(t *testing.T, stack string, generation uint64) {
 	}
 }
 
-func TestItsLooksLeaveTheNeighborsAlone(t *testing.T) {
-	w := newWorld(t)
-	s, err := New(w.bus, testHost, prometheus.NewRegistry())
+func TestItsLooksLeaveTheNeighborsAlone(t *testing.T) { eachBackend(t, itsLooksLeaveTheNeighborsAlone) }
+
+func itsLooksLeaveTheNeighborsAlone(t *testing.T, w *world) {
+	s, err := New(w.bus, w.config(), prometheus.NewRegistry())
 	if err != nil {
 		t.Fatal(err)
 	}

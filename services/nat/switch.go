@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"time"
@@ -26,15 +27,15 @@ func (s *Service) show(ctx context.Context, pub firewall.Publication) error {
 	begin := time.Now()
 	old, known := s.rules.shown[pub.Generation]
 	switch {
-	case s.rules.read && known && old.redirected && samePorts(old.Publication, pub):
+	case s.rules.read && known && old.Redirected && samePorts(old.Publication, pub):
 	case s.rules.read && !known && reachable(pub, s.rules.networks):
-		if err := s.kernel.Restore(ctx, firewall.Publish(pub)); err != nil {
+		if err := s.kernel.Publish(ctx, pub, maps.Values(s.rules.shown)); err != nil {
 			s.log.Warn("switch met rules that others changed", "deployment", pub.Name(), "err", err)
 			if err := s.restore(ctx, "switch"); err != nil {
 				return err
 			}
 		}
-		s.rules.shown[pub.Generation] = shown{pub, true}
+		s.rules.shown[pub.Generation] = firewall.Shown{Publication: pub, Redirected: true}
 		s.metrics.switches.Inc()
 		s.metrics.seconds.Observe(time.Since(begin).Seconds())
 	default:
@@ -79,7 +80,7 @@ func (s *Service) flush(pub firewall.Publication) error {
 }
 
 // answering gives the addresses, other than its own, that flows to a port may still go to.
-func answering(all map[uint64]shown, port firewall.Port) []netip.Addr {
+func answering(all map[uint64]firewall.Shown, port firewall.Port) []netip.Addr {
 	var addrs []netip.Addr
 	for _, pub := range all {
 		for _, other := range pub.Ports {

@@ -23,6 +23,7 @@ import (
 
 	"fulmar/bus"
 	"fulmar/bus/bustest"
+	"fulmar/firewall"
 	"fulmar/firewall/nstest"
 	"fulmar/messages"
 	fulmarv1 "fulmar/messages/fulmar/v1"
@@ -42,19 +43,31 @@ func TestMain(m *testing.M) {
 
 // world is a host with a bus, a bridge for instances, and a client outside.
 type world struct {
-	server *bus.Server
-	bus    *bus.Bus // the test's own
-	bridge netlink.Link
-	client *nstest.Space
-	events <-chan *fulmarv1.Event
+	backend firewall.Backend
+	server  *bus.Server
+	bus     *bus.Bus // the test's own
+	bridge  netlink.Link
+	client  *nstest.Space
+	events  <-chan *fulmarv1.Event
 }
 
-func newWorld(t *testing.T) *world {
+// eachBackend runs a test in a world of its own with each backend of the firewall.
+func eachBackend(t *testing.T, test func(t *testing.T, w *world)) {
+	for _, backend := range []firewall.Backend{firewall.IPTables, firewall.NFTables} {
+		t.Run(string(backend), func(t *testing.T) { test(t, newWorld(t, backend)) })
+	}
+}
+
+func (w *world) config() Config {
+	return Config{Host: testHost, FirewallFlags: FirewallFlags{FirewallBackend: w.backend}}
+}
+
+func newWorld(t *testing.T, backend firewall.Backend) *world {
 	t.Helper()
 	nstest.NeedRoot(t)
 	emptyFirewall(t)
 	t.Cleanup(func() { emptyFirewall(t) })
-	w := &world{server: bustest.Server(t), client: nstest.New(t)}
+	w := &world{backend: backend, server: bustest.Server(t), client: nstest.New(t)}
 	w.bus = bustest.Open(t, w.server, bus.Options{Service: "test", Host: testHost})
 	w.bridge = nstest.Bridge(t, "br-nat", netip.MustParsePrefix("10.79.0.1/24"))
 	w.client.Connect(t, "client", netip.MustParsePrefix("192.0.2.1/24"), netip.MustParsePrefix("192.0.2.2/24"))
@@ -75,11 +88,16 @@ func emptyFirewall(t testing.TB) {
 		iptables(t, "-t", table, "-F")
 		iptables(t, "-t", table, "-X")
 	}
+	command(t, "nft", "add table ip fulmar; delete table ip fulmar")
 }
 
 // flushEverything does what a person does who does not know of nat. Nat may be quicker than a command and make it fail.
-func flushEverything(t *testing.T) {
+func (w *world) flushEverything(t *testing.T) {
 	t.Helper()
+	if w.backend == firewall.NFTables {
+		command(t, "nft", "flush ruleset")
+		return
+	}
 	for _, table := range []string{"filter", "nat", "mangle", "raw"} {
 		for _, flag := range []string{"-F", "-X"} {
 			if out, err := exec.Command("iptables", "-t", table, flag).CombinedOutput(); err != nil {
@@ -91,8 +109,13 @@ func flushEverything(t *testing.T) {
 
 func iptables(t testing.TB, args ...string) {
 	t.Helper()
-	if out, err := exec.Command("iptables", args...).CombinedOutput(); err != nil {
-		t.Fatalf("iptables %s: %v: %s", strings.Join(args, " "), err, out)
+	command(t, "iptables", args...)
+}
+
+func command(t testing.TB, name string, args ...string) {
+	t.Helper()
+	if out, err := exec.Command(name, args...).CombinedOutput(); err != nil {
+		t.Fatalf("%s %s: %v: %s", name, strings.Join(args, " "), err, out)
 	}
 }
 
@@ -127,7 +150,7 @@ func (w *world) listen(t *testing.T) <-chan *fulmarv1.Event {
 func (w *world) nat(t *testing.T) (stop func()) {
 	t.Helper()
 	b := bustest.Open(t, w.server, bus.Options{Service: "nat", Host: testHost, Log: slog.New(slog.NewTextHandler(testLog{t}, nil))})
-	s, err := New(b, testHost, prometheus.NewRegistry())
+	s, err := New(b, w.config(), prometheus.NewRegistry())
 	if err != nil {
 		t.Fatal(err)
 	}
