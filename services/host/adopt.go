@@ -48,13 +48,17 @@ func (s *Service) adopt() error {
 	if err := s.sweep(known); err != nil {
 		return err
 	}
+	var alive []*instance
 	for _, v := range all {
 		if e := s.names[v.Name]; e != nil && e.live() {
-			s.run(e.inst)
-			s.meet(e.inst)
-			s.metrics.adopted.Inc()
-			s.log.Info("unikernel adopted", "unikernel", v.Name.String(), "pid", e.inst.proc.PID)
+			alive = append(alive, e.inst)
 		}
+	}
+	s.meetAll(alive) // before they can part
+	for _, inst := range alive {
+		s.run(inst)
+		s.metrics.adopted.Inc()
+		s.log.Info("unikernel adopted", "unikernel", inst.record.Name.String(), "pid", inst.proc.PID)
 	}
 	s.watching.Go(func() { // in their order; one that cannot be started is tried again, and the others do not wait for it
 		for _, inst := range later {
@@ -101,7 +105,7 @@ func (s *Service) find(v saved, gates time.Time) (inst *instance, adopted bool, 
 // rejoin gives an adopted instance back what belongs to it.
 func (s *Service) rejoin(inst *instance, h handle) {
 	name := inst.record.Name
-	inst.slot, inst.taps = h.Slot, h.Taps
+	inst.slot, inst.taps, inst.links = h.Slot, h.Taps, h.Links
 	s.slots.claim(h.Slot)
 	inst.group = &group{c: s.cgroups, name: fileName(name)}
 	var err error

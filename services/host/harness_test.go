@@ -131,6 +131,9 @@ func checkNothingLeft(t testing.TB, cfg host.Config) {
 	if got := taps(t); len(got) > 0 {
 		t.Errorf("taps are left: %v", got)
 	}
+	if got := unicast(t); got != nil {
+		t.Errorf("a table of nftables is left, with %v", got)
+	}
 	for _, dir := range []string{
 		filepath.Join(cfg.RunDir, "fifo"), filepath.Join(cfg.StateDir, "unikernels"), filepath.Join(cfg.StateDir, "processes"),
 		filepath.Join(cfg.StateDir, "images"), filepath.Join(cfg.StateDir, "tmp"),

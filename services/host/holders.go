@@ -69,12 +69,10 @@ func (h *holders) left(key holderKey, mac string, now time.Time) {
 	}
 }
 
-// greeting is what a would say of itself to all, in a frame of which it is not the source: else it would be kept from others.
+// greeting is what a says of itself to all.
 func greeting(a acquaintance) []byte {
-	source := slices.Clone(a.mac)
-	source[0] |= 2 // administered locally
 	all := []byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
 	question := []byte{8, 6, 0, 1, 8, 0, 6, 4, 0, 1} // ARP: Ethernet, IPv4, their lengths, request
 	addr := a.addr.AsSlice()
-	return slices.Concat(all, source, question, a.mac, addr, make([]byte, 6), addr, make([]byte, 18)) // to Ethernet's least length
+	return slices.Concat(all, a.mac, question, a.mac, addr, make([]byte, 6), addr, make([]byte, 18)) // to Ethernet's least length
 }

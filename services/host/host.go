@@ -104,7 +104,7 @@ type Service struct {
 
 	budget budget
 
-	watching sync.WaitGroup  // one for each instance
+	watching sync.WaitGroup  // one for each instance, and one for the bridges
 	watchCtx context.Context // ends after the last command is answered
 }
 
@@ -269,6 +269,7 @@ func (s *Service) Run(ctx context.Context) (err error) {
 	if err := s.takeConsoles(); err != nil {
 		s.log.Warn("could not take over the consoles of the host before", "err", err)
 	}
+	s.watching.Go(func() { s.attend(watchCtx) })
 	if err := s.adopt(); err != nil {
 		return err
 	}

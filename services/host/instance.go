@@ -20,6 +20,7 @@ type instance struct {
 	record  record
 	slot    int
 	taps    []string
+	links   []int // indexes of the taps
 	started time.Time
 	attempt int // how many restarts in short order led to it
 

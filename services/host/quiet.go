@@ -1,6 +1,7 @@
 package host
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -10,11 +11,9 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
-	"unsafe"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
-	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
 
 	"fulmar/albatross"
@@ -35,81 +34,71 @@ func offIPv6(tap string) error {
 	return err
 }
 
-// maxOwn bounds the addresses of a bridge that are looked at.
-const maxOwn = 16
-
-// hush keeps from a unikernel what comes with each start of another: questions for an address of the bridge itself, of which own are the IPv4
-// addresses, because nobody else can answer them, and what unikernels announce of themselves, because host does so itself when it says
-// anything new: see [bridges.introduce]. It still hears who asks for it, and every announcement of somebody else: one may say that an address that it
-// speaks to has another hardware address now, and it would ask again only after minutes. The tap counts what it keeps back as dropped.
-func (t *tap) hush(own []netip.Addr) error {
-	program, err := bpf.Assemble(hushed(own[:min(len(own), maxOwn)]))
-	if err != nil {
-		return fmt.Errorf("assemble filter: %w", err)
-	}
-	filter := make([]unix.SockFilter, len(program))
-	for i, r := range program {
-		filter[i] = unix.SockFilter{Code: r.Op, Jt: r.Jt, Jf: r.Jf, K: r.K}
-	}
-	prog := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
-	control, err := t.file.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var errno unix.Errno
-	err = control.Control(func(fd uintptr) {
-		_, _, errno = unix.Syscall(unix.SYS_IOCTL, fd, unix.TUNATTACHFILTER, uintptr(unsafe.Pointer(&prog)))
-	})
-	if err == nil && errno != 0 {
-		err = fmt.Errorf("attach filter to tap %s: %w", t.name, errno)
-	}
-	return err
+// gateway is what is known of a bridge, and what is read of it at first.
+func (b *bridges) gateway(bridge *netlink.Bridge) (gateway, error) {
+	return b.unicasts.gateway(bridge.Attrs().Index, func() (gateway, error) { return b.read(bridge) })
 }
 
-// Where things are in an Ethernet frame with ARP (RFC 826) in it.
-const (
-	offSource   = 6
-	offType     = 12
-	offSenderIP = 28
-	offTargetIP = 38
-	typeARP     = 0x0806
-	broadcast   = 0xffffffff // the first four of six bytes: no other address begins so
-	accept      = 1 << 18
-
-	// The hardware addresses of unikernels begin so, unless a request names others: see [albatross.MAC].
-	vendor     = 0x00804100
-	vendorMask = 0xffffff00
-)
-
-// hushed is the filter of hush.
-func hushed(own []netip.Addr) []bpf.Instruction {
-	const pass, drop = 0, 1 // from the end of the program
-	length := 14 + len(own)
-	to := func(at, end int) uint8 { return uint8(length - 2 + end - at - 1) }
-	program := []bpf.Instruction{
-		bpf.LoadAbsolute{Off: 0, Size: 4},
-		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: broadcast, SkipTrue: to(1, pass)},
-		bpf.LoadAbsolute{Off: offType, Size: 2},
-		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: typeARP, SkipTrue: to(3, pass)},
-		bpf.LoadAbsolute{Off: offSenderIP, Size: 4},
-		bpf.TAX{},
-		bpf.LoadAbsolute{Off: offTargetIP, Size: 4},
-		bpf.JumpIfX{Cond: bpf.JumpEqual, SkipTrue: uint8(len(own) + 1)}, // who asks for itself announces itself
+// read reads the IPv4 addresses of a bridge. From then on the bridge takes what is sent to the hardware address that it has now, even when it is given
+// another: else who asks it alone would not find out.
+func (b *bridges) read(bridge *netlink.Bridge) (gateway, error) {
+	a := gateway{mac: bridge.Attrs().HardwareAddr}
+	var err error
+	if a.own, err = b.own(bridge); err != nil {
+		return a, err
 	}
-	for _, a := range own {
-		b := a.As4()
-		program = append(program, bpf.JumpIf{
-			Cond: bpf.JumpEqual, Val: uint32(b[0])<<24 | uint32(b[1])<<16 | uint32(b[2])<<8 | uint32(b[3]), SkipTrue: to(len(program), drop),
-		})
+	err = b.handle.NeighSet(&netlink.Neigh{
+		LinkIndex: bridge.Attrs().Index, Family: unix.AF_BRIDGE, State: netlink.NUD_PERMANENT, Flags: netlink.NTF_SELF, HardwareAddr: a.mac,
+	})
+	if err != nil {
+		return a, fmt.Errorf("tell bridge %s of its own address: %w", bridge.Attrs().Name, err)
 	}
-	return append(program,
-		bpf.Jump{Skip: uint32(to(len(program), pass))},
-		bpf.LoadAbsolute{Off: offSource, Size: 4},
-		bpf.ALUOpConstant{Op: bpf.ALUOpAnd, Val: vendorMask},
-		bpf.JumpIf{Cond: bpf.JumpEqual, Val: vendor, SkipTrue: to(len(program)+3, drop)},
-		bpf.RetConstant{Val: accept},
-		bpf.RetConstant{Val: 0},
-	)
+	return a, nil
+}
+
+// readAgain reads the bridge of an index. That it is gone is a [netlink.LinkNotFoundError].
+func (b *bridges) readAgain(index int) (gateway, error) {
+	link, err := b.handle.LinkByIndex(index)
+	if err != nil {
+		return gateway{}, fmt.Errorf("find bridge %d: %w", index, err)
+	}
+	bridge, ok := link.(*netlink.Bridge)
+	if !ok {
+		return gateway{}, fmt.Errorf("interface %s is not a bridge", link.Attrs().Name)
+	}
+	return b.read(bridge)
+}
+
+// attend follows which IPv4 addresses bridges have, until ctx ends.
+func (s *Service) attend(ctx context.Context) {
+	b := s.bridges
+	stop := context.AfterFunc(ctx, b.addresses.Close)
+	defer stop()
+	for {
+		messages, _, err := b.addresses.Receive()
+		var changed []int
+		switch {
+		case ctx.Err() != nil:
+			return
+		case errors.Is(err, unix.EINTR):
+		case errors.Is(err, unix.ENOBUFS): // something was missed
+			changed = b.unicasts.known()
+		case err != nil:
+			s.log.Error("addresses of bridges were not followed any more", "err", err)
+			return
+		}
+		for _, m := range messages {
+			if len(m.Data) >= unix.SizeofIfAddrmsg {
+				changed = append(changed, int(nl.DeserializeIfAddrmsg(m.Data).Index))
+			}
+		}
+		for _, index := range changed {
+			err := b.unicasts.renew(index, func() (gateway, error) { return b.readAgain(index) })
+			if gone := (netlink.LinkNotFoundError{}); err != nil && !errors.As(err, &gone) {
+				s.log.Warn("bridge was not kept quiet", "index", index, "err", err)
+			}
+		}
+	}
 }
 
 // own lists the IPv4 addresses of a bridge.
@@ -138,26 +127,14 @@ func (b *bridges) own(bridge *netlink.Bridge) ([]netip.Prefix, error) {
 	return own, nil
 }
 
-// quieten does what can be done for a tap that is on its bridge, of which own are the addresses, and for its unikernel.
-func (b *bridges) quieten(t *tap, bridge *netlink.Bridge, own []netip.Prefix, mac net.HardwareAddr) error {
-	var addrs []netip.Addr
-	for _, o := range own {
-		addrs = append(addrs, o.Addr())
-	}
-	return errors.Join(t.hush(addrs), b.expect(t.name, mac))
-}
-
 // expect tells the bridge that a hardware address is behind a tap, so that no frame to it goes to all. It ends with the tap. Of an address that the bridge
 // knows, such as its own, it says nothing: a unikernel that was given that of another must not take its packets.
-func (b *bridges) expect(tap string, mac net.HardwareAddr) error {
-	link, err := b.handle.LinkByName(tap)
-	if err == nil {
-		err = b.handle.NeighAdd(&netlink.Neigh{
-			LinkIndex: link.Attrs().Index, Family: unix.AF_BRIDGE, State: netlink.NUD_NOARP, Flags: netlink.NTF_MASTER, HardwareAddr: mac,
-		})
-	}
+func (b *bridges) expect(t *tap, mac net.HardwareAddr) error {
+	err := b.handle.NeighAdd(&netlink.Neigh{
+		LinkIndex: t.index, Family: unix.AF_BRIDGE, State: netlink.NUD_NOARP, Flags: netlink.NTF_MASTER, HardwareAddr: mac,
+	})
 	if err != nil && !errors.Is(err, unix.EEXIST) {
-		return fmt.Errorf("tell the bridge of %s behind tap %s: %w", mac, tap, err)
+		return fmt.Errorf("tell the bridge of %s behind tap %s: %w", mac, t.name, err)
 	}
 	return nil
 }
@@ -225,30 +202,62 @@ func (b *bridges) introduce(a acquaintance, t *tap, bridge *netlink.Bridge, own 
 	return nil
 }
 
-// meet tells the kernel again of an instance that was adopted, should it have forgotten.
-func (s *Service) meet(inst *instance) {
-	a, ok := acquaintanceOf(inst.record.Name, inst.record.Args)
-	if !ok {
-		return
-	}
-	br, err := s.bridges.find(a.bridge)
-	if err == nil {
-		err = s.bridges.pin(br) // before: it makes the kernel forget
-	}
-	var own []netip.Prefix
-	if err == nil {
-		own, err = s.bridges.own(br)
-	}
-	if err == nil {
-		err = s.bridges.introduce(a, nil, br, own)
-	}
+// quieten spares the others on a bridge what the start of a unikernel would tell them.
+func (s *Service) quieten(r record, t *tap, bridge *netlink.Bridge, mac net.HardwareAddr) error {
+	to, err := s.bridges.gateway(bridge)
 	if err != nil {
-		s.log.Warn("bridge was not kept quiet", "unikernel", inst.record.Name.String(), "err", err)
+		return err
+	}
+	err = s.bridges.expect(t, mac)
+	a, ok := acquaintanceOf(r.Name, r.Args)
+	if ok {
+		err = errors.Join(err, s.bridges.introduce(a, t, bridge, to.own)) // before: what it says to all must not go to the bridge alone
+	}
+	return errors.Join(err, s.bridges.unicasts.add(t.index, speaker{bridge.Attrs().Index, a.addr}))
+}
+
+// meet tells the kernel again of an instance that was adopted, should it have forgotten; what unicasts has of it, it tells next.
+func (s *Service) meet(inst *instance) error {
+	a, known := acquaintanceOf(inst.record.Name, inst.record.Args)
+	for i, b := range inst.record.Args.Bridges {
+		br, err := s.bridges.find(bridgeName(b))
+		if err == nil {
+			err = s.bridges.pin(br) // before: it makes the kernel forget
+		}
+		var to gateway
+		if err == nil {
+			to, err = s.bridges.gateway(br)
+		}
+		if err == nil && known {
+			err = s.bridges.introduce(a, nil, br, to.own)
+		}
+		if err != nil {
+			return err
+		}
+		if i < len(inst.links) { // else a host that did not know them has started it
+			s.bridges.unicasts.note(inst.links[i], speaker{br.Attrs().Index, a.addr})
+		}
+	}
+	return nil
+}
+
+// meetAll does so for all that were adopted.
+func (s *Service) meetAll(all []*instance) {
+	for _, inst := range all {
+		if err := s.meet(inst); err != nil {
+			s.log.Warn("bridge was not kept quiet", "unikernel", inst.record.Name.String(), "err", err)
+		}
+	}
+	if err := s.bridges.unicasts.remake(); err != nil {
+		s.log.Warn("bridges were not kept quiet", "err", err)
 	}
 }
 
-// part takes back what the kernel was told of an instance.
+// part takes back what the kernel was told of an instance, whose taps are gone.
 func (s *Service) part(inst *instance) error {
+	if err := s.bridges.unicasts.drop(inst.links...); err != nil {
+		s.log.Warn("bridges were not kept quiet", "unikernel", inst.record.Name.String(), "err", err)
+	}
 	a, ok := acquaintanceOf(inst.record.Name, inst.record.Args)
 	if !ok {
 		return nil

@@ -4,14 +4,12 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"syscall"
 	"time"
 
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
@@ -116,26 +114,13 @@ func (s *Service) attachAll(inst *instance) ([]solo5.Net, error) {
 		if err != nil {
 			return nets, err
 		}
-		inst.taps = append(inst.taps, t.name)
+		inst.taps, inst.links = append(inst.taps, t.name), append(inst.links, t.index)
 		nets = append(nets, solo5.Net{Name: b.Netif, Tap: t.file, MAC: mac(inst.record.Name, b), MTU: bridge.Attrs().MTU})
 		if err := s.quieten(inst.record, t, bridge, nets[len(nets)-1].MAC); err != nil {
 			s.log.Warn("bridge was not kept quiet", "unikernel", inst.record.Name.String(), "tap", t.name, "err", err)
 		}
 	}
 	return nets, nil
-}
-
-// quieten spares the others on a bridge what the start of a unikernel would tell them.
-func (s *Service) quieten(r record, t *tap, bridge *netlink.Bridge, mac net.HardwareAddr) error {
-	own, err := s.bridges.own(bridge)
-	if err != nil {
-		return err
-	}
-	err = s.bridges.quieten(t, bridge, own, mac)
-	if a, ok := acquaintanceOf(r.Name, r.Args); ok {
-		err = errors.Join(err, s.bridges.introduce(a, t, bridge, own))
-	}
-	return err
 }
 
 func closeTaps(nets []solo5.Net) error {
@@ -222,7 +207,8 @@ func (s *Service) settle(inst *instance, pid int) (err error) {
 		}
 	}
 	return s.store.saveHandle(inst.record.Name, handle{
-		identity: inst.proc.identity, Boot: s.boot, Slot: inst.slot, Taps: inst.taps, Started: inst.started, Attempt: inst.attempt,
+		identity: inst.proc.identity, Boot: s.boot, Slot: inst.slot, Taps: inst.taps, Links: inst.links,
+		Started: inst.started, Attempt: inst.attempt,
 	})
 }
 

@@ -45,6 +45,7 @@ type handle struct {
 	Boot     string // boot id of the machine
 	Slot     int
 	Taps     []string
+	Links    []int // their indexes
 	Started  time.Time
 	Attempt  int // how many restarts in short order led to it
 }

@@ -23,8 +23,10 @@ const (
 
 // bridges attaches taps to the bridges of the network namespace that the program was started in.
 type bridges struct {
-	handle  *netlink.Handle
-	sockets map[int]*nl.SocketHandle // for messages that handle does not know
+	handle    *netlink.Handle
+	sockets   map[int]*nl.SocketHandle // for messages that handle does not know
+	addresses *nl.NetlinkSocket        // hears when IPv4 addresses come and go
+	unicasts  *unicasts
 
 	mu     sync.Mutex
 	pinned map[int]bool // by index: a bridge that is made anew has a new one
@@ -32,26 +34,42 @@ type bridges struct {
 	holders holders
 }
 
-// newBridges opens a netlink socket in the network namespace of the calling thread.
-func newBridges() (*bridges, error) {
-	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
-	if err != nil {
+// newBridges opens netlink sockets in the network namespace of the calling thread.
+func newBridges() (_ *bridges, err error) {
+	b := &bridges{unicasts: newUnicasts(), pinned: make(map[int]bool), holders: holders{last: make(map[holderKey]holder)}}
+	defer func() {
+		if err != nil {
+			b.close()
+		}
+	}()
+	if b.handle, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
 		return nil, fmt.Errorf("open netlink: %w", err)
 	}
 	s, err := nl.Subscribe(unix.NETLINK_ROUTE)
 	if err != nil {
-		h.Close()
 		return nil, fmt.Errorf("open netlink: %w", err)
 	}
 	// So that questions about one interface are answered with that one alone; a kernel before Linux 4.20 cannot.
 	_ = unix.SetsockoptInt(s.GetFd(), unix.SOL_NETLINK, unix.NETLINK_GET_STRICT_CHK, 1)
-	return &bridges{handle: h, sockets: map[int]*nl.SocketHandle{unix.NETLINK_ROUTE: {Socket: s}}, pinned: make(map[int]bool), holders: holders{last: make(map[holderKey]holder)}}, nil
+	b.sockets = map[int]*nl.SocketHandle{unix.NETLINK_ROUTE: {Socket: s}}
+	if b.addresses, err = nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_IPV4_IFADDR); err != nil {
+		return nil, fmt.Errorf("open netlink: %w", err)
+	}
+	return b, nil
 }
 
 // close ends what newBridges opened.
 func (b *bridges) close() {
-	b.handle.Close()
-	b.sockets[unix.NETLINK_ROUTE].Close()
+	if b.handle != nil {
+		b.handle.Close()
+	}
+	for _, s := range b.sockets {
+		s.Close()
+	}
+	if b.addresses != nil {
+		b.addresses.Close()
+	}
+	b.unicasts.close()
 }
 
 // find returns the bridge of a name. The error is a refusal if there is none.
@@ -88,8 +106,9 @@ func (b *bridges) pin(br *netlink.Bridge) error {
 // tap is a network interface of one instance. It lives as long as somebody holds its descriptor: once the instance is started only its process does,
 // so the tap is gone when the process is, whatever became of host.
 type tap struct {
-	name string
-	file *os.File
+	name  string
+	index int
+	file  *os.File
 }
 
 // attach makes a tap for the user uid, with a number if nobody has it, and brings it up on the bridge.
@@ -109,13 +128,33 @@ func (b *bridges) attach(bridge *netlink.Bridge, uid, number int, alias string) 
 			err = errors.Join(err, t.file.Close())
 		}
 	}()
+	if err := b.identify(t); err != nil {
+		return nil, err
+	}
 	if err := offIPv6(t.name); err != nil {
 		return nil, fmt.Errorf("keep IPv6 off tap %s: %w", t.name, err)
 	}
-	if err := b.connect(t.name, bridge, alias); err != nil {
+	err = b.connect(t.name, bridge, alias)
+	if errors.Is(err, unix.EXFULL) {
+		return nil, fmt.Errorf("bridge %s has as many ports as Linux allows, 1,023: try again when something has been retired", bridge.Attrs().Name)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("put tap %s on bridge %s: %w", t.name, bridge.Attrs().Name, err)
 	}
 	return t, nil
+}
+
+// identify finds the index of a tap.
+func (b *bridges) identify(t *tap) error {
+	req, err := unix.NewIfreq(t.name)
+	if err == nil {
+		err = unix.IoctlIfreq(b.sockets[unix.NETLINK_ROUTE].Socket.GetFd(), unix.SIOCGIFINDEX, req)
+	}
+	if err != nil {
+		return fmt.Errorf("find tap %s: %w", t.name, err)
+	}
+	t.index = int(req.Uint32())
+	return nil
 }
 
 // connect names a tap, puts it on the bridge and brings it up, in one message, and then lets it hear its own packets, in another: a
