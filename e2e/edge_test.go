@@ -56,8 +56,11 @@ func TestAStackMovesToAnotherNetwork(t *testing.T) {
 	w.retired()
 }
 
-func TestTheLongestNamesAndManyPorts(t *testing.T) {
-	w := newWorld(t)
+func TestTheLongestNamesAndManyPorts(t *testing.T) { eachBackend(t, theLongestNamesAndManyPorts) }
+
+func theLongestNamesAndManyPorts(t *testing.T, w *world) {
+	w.up()
+	w.connect()
 	stack, unit := strings.Repeat("s", 26), strings.Repeat("u", 25) // with a generation of ten digits all that albatross takes
 	var ports []*fulmarv1.Port
 	for i := range uint32(50) {

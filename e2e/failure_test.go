@@ -18,8 +18,11 @@ import (
 	"fulmar/messages"
 )
 
-func TestRulesComeBackByThemselves(t *testing.T) {
-	w := newWorld(t)
+func TestRulesComeBackByThemselves(t *testing.T) { eachBackend(t, rulesComeBackByThemselves) }
+
+func rulesComeBackByThemselves(t *testing.T, w *world) {
+	w.up()
+	w.connect()
 	w.deploy("web", 8080, "v1", "--port", "5353:80/udp")
 	w.deploy("other", 8081, "v1")
 	rules, err := lab.Rules()
@@ -98,7 +101,10 @@ func TestUnikernelsServeWhileEverythingIsAway(t *testing.T) {
 }
 
 func TestPublishedStacksComeBackAfterABoot(t *testing.T) {
-	w := newLab(t)
+	eachBackend(t, publishedStacksComeBackAfterABoot)
+}
+
+func publishedStacksComeBackAfterABoot(t *testing.T, w *world) {
 	up := w.up()
 	w.connect()
 	w.deploy("web", 8080, "v1")
@@ -126,7 +132,7 @@ func TestPublishedStacksComeBackAfterABoot(t *testing.T) {
 	if err := os.WriteFile(boot, []byte("00000000-0000-4000-8000-000000000001\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	up, err := w.StartIn("mount --bind "+boot+" /proc/sys/kernel/random/boot_id", "fulmar", " is up ", w.UpArgs()...)
+	up, err := w.StartIn("mount --bind "+boot+" /proc/sys/kernel/random/boot_id", "fulmar", " is up ", w.UpArgs(w.args...)...)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -79,6 +79,7 @@ func run(m *testing.M) (int, error) {
 type world struct {
 	*lab.Lab
 	t     *testing.T
+	args  []string // of up
 	image string
 	bus   *bus.Bus
 	log   *lab.Log
@@ -116,6 +117,17 @@ func newWorld(t *testing.T) *world {
 	return w
 }
 
+// eachBackend runs a test in a lab of its own with each backend of the firewall.
+func eachBackend(t *testing.T, test func(t *testing.T, w *world)) {
+	for _, backend := range []string{"iptables", "nftables"} {
+		t.Run(backend, func(t *testing.T) {
+			w := newLab(t)
+			w.args = []string{"--firewall-backend", backend}
+			test(t, w)
+		})
+	}
+}
+
 // in is the world as a subtest looks at it.
 func (w *world) in(t *testing.T) *world {
 	sub := *w
@@ -126,7 +138,7 @@ func (w *world) in(t *testing.T) *world {
 // up starts Fulmar until the test ends.
 func (w *world) up() *lab.Process {
 	w.t.Helper()
-	p, err := w.Up()
+	p, err := w.Up(w.args...)
 	if err != nil {
 		w.t.Fatal(err)
 	}

@@ -332,8 +332,11 @@ func TestUnitsOfAStackKnowOneAnother(t *testing.T) {
 	w.retired()
 }
 
-func TestTheHostReachesPublishedPorts(t *testing.T) {
-	w := newWorld(t)
+func TestTheHostReachesPublishedPorts(t *testing.T) { eachBackend(t, theHostReachesPublishedPorts) }
+
+func theHostReachesPublishedPorts(t *testing.T, w *world) {
+	w.up()
+	w.connect()
 	w.deploy("web", 8080, "v1")
 	hosts := []string{"127.0.0.1", lab.HostAddr, "10.80.0.1"}
 	for _, text := range []string{"v1", "v2"} {

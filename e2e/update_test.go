@@ -43,8 +43,11 @@ func TestFirstDeployByTheCommandLine(t *testing.T) {
 	}
 }
 
-func TestUpdateUnderLoad(t *testing.T) {
-	w := newWorld(t)
+func TestUpdateUnderLoad(t *testing.T) { eachBackend(t, updateUnderLoad) }
+
+func updateUnderLoad(t *testing.T, w *world) {
+	w.up()
+	w.connect()
 	w.deploy("web", 8080, "v1")
 	load := w.Load(at(8080), rate)
 	w.flowing(load, "v1", rate)
@@ -65,7 +68,12 @@ func TestUpdateUnderLoad(t *testing.T) {
 }
 
 func TestKeepAliveConnectionEndsWhereItBegan(t *testing.T) {
-	w := newWorld(t)
+	eachBackend(t, keepAliveConnectionEndsWhereItBegan)
+}
+
+func keepAliveConnectionEndsWhereItBegan(t *testing.T, w *world) {
+	w.up()
+	w.connect()
 	w.deploy("web", 8080, "v1")
 	w.deploy("other", 8081, "v1")
 	c := w.dial("tcp", at(8080))
@@ -126,8 +134,11 @@ func TestConnectionIsResetWhenTheDrainTimeIsOver(t *testing.T) {
 	})
 }
 
-func TestUDPFlowMovesAtTheSwitch(t *testing.T) {
-	w := newWorld(t)
+func TestUDPFlowMovesAtTheSwitch(t *testing.T) { eachBackend(t, uDPFlowMovesAtTheSwitch) }
+
+func uDPFlowMovesAtTheSwitch(t *testing.T, w *world) {
+	w.up()
+	w.connect()
 	udp := []string{"--port", "5353:80/udp"}
 	w.deploy("web", 8080, "v1", udp...)
 	c := w.dial("udp", at(5353))

@@ -5,9 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"maps"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -15,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -57,7 +56,7 @@ func (l *Lab) Clean(ctx context.Context) error {
 var generation = regexp.MustCompile(`FULMAR-[0-9]+`)
 
 // Left says what of unikernels is there on the host: taps, control groups, processes in them, and rules of a
-// generation, sorted. With nothing deployed there is none.
+// generation or elements in tables of Fulmar's own, sorted. With nothing deployed there is none.
 func (l *Lab) Left() ([]string, error) {
 	var left []string
 	links, err := netlink.LinkList()
@@ -92,25 +91,15 @@ func (l *Lab) Left() ([]string, error) {
 			left = append(left, "rule "+r)
 		}
 	}
+	for _, family := range []nftables.TableFamily{nftables.TableFamilyIPv4, nftables.TableFamilyBridge} {
+		own, err := elements(family)
+		if err != nil {
+			return nil, err
+		}
+		left = append(left, own...)
+	}
 	slices.Sort(left)
 	return left, nil
-}
-
-var counters = regexp.MustCompile(`\[[0-9]+:[0-9]+\]`)
-
-// Rules lists the rules of the host as iptables-save prints them, without comments and counters.
-func Rules() ([]string, error) {
-	text, err := exec.Command("iptables-save").Output()
-	if err != nil {
-		return nil, fmt.Errorf("list the rules: %w", err)
-	}
-	var rules []string
-	for line := range strings.Lines(counters.ReplaceAllString(string(text), "")) {
-		if line = strings.TrimSpace(line); line != "" && line[0] != '#' {
-			rules = append(rules, line)
-		}
-	}
-	return rules, nil
 }
 
 // cgroupMounts are where control groups may be mounted: unified, or one for each controller.
@@ -205,29 +194,6 @@ func (l *Lab) Reset() error {
 
 // cleanTime is for what was killed to be gone.
 const cleanTime = 10 * time.Second
-
-// FlushRules empties tables of the firewall and deletes all chains in them but the kernel's, all tables if none is named.
-func FlushRules(tables ...string) error {
-	chains := map[string]string{
-		"filter": ":INPUT ACCEPT\n:FORWARD ACCEPT\n:OUTPUT ACCEPT\n",
-		"nat":    ":PREROUTING ACCEPT\n:INPUT ACCEPT\n:OUTPUT ACCEPT\n:POSTROUTING ACCEPT\n",
-		"mangle": ":PREROUTING ACCEPT\n:INPUT ACCEPT\n:FORWARD ACCEPT\n:OUTPUT ACCEPT\n:POSTROUTING ACCEPT\n",
-		"raw":    ":PREROUTING ACCEPT\n:OUTPUT ACCEPT\n",
-	}
-	if len(tables) == 0 {
-		tables = slices.Sorted(maps.Keys(chains))
-	}
-	var input strings.Builder // one commit a table: whoever restores them does so before or after
-	for _, table := range tables {
-		input.WriteString("*" + table + "\n" + chains[table] + "COMMIT\n")
-	}
-	cmd := exec.Command("iptables-restore", "-w")
-	cmd.Stdin = strings.NewReader(input.String())
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("flush tables %q: %w: %s", tables, err, out)
-	}
-	return nil
-}
 
 // cleanHost removes bridges, rules and connections from the host.
 func cleanHost() error {
