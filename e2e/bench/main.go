@@ -31,8 +31,11 @@ type config struct {
 	Live      []int `default:"10,100,200,1000" help:"Instances that are live beside it."`
 	Switches  int   `default:"100" help:"Updates under load."`
 	Rate      int   `default:"500" help:"New connections a second of the load."`
+	Beside    int   `default:"200" help:"Instances that are live beside the updates under load; one of --live. A bridge has 1,023 ports, and what drains has one, too."`
 	IdleTime  int   `default:"30" help:"Seconds of the idle part, with each number of instances live."`
 	FloorRuns int   `default:"100" help:"Runs of each floor."`
+
+	FirewallBackend string `default:"iptables" help:"Of nat: iptables or nftables."`
 }
 
 func main() {
@@ -68,7 +71,7 @@ func (c config) run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	up, err := l.Up("--prefix", "10.80.0.1/16")
+	up, err := l.Up("--prefix", "10.80.0.1/16", "--firewall-backend", c.FirewallBackend)
 	if err != nil {
 		return err
 	}
@@ -91,8 +94,8 @@ func (c config) run(ctx context.Context) (err error) {
 		return err
 	}
 	m := &measure{config: c, lab: l, bus: b, events: events, image: image, digest: digest, up: up.Pid()}
-	fmt.Printf("%s\n\n", machine())
-	for _, part := range []func(context.Context) error{m.floors, m.published, m.underLoad, m.clean} {
+	fmt.Printf("%s, published with %s\n\n", machine(), c.FirewallBackend)
+	for _, part := range []func(context.Context) error{m.floors, m.published, m.clean} {
 		if err := part(ctx); err != nil {
 			return err
 		}
@@ -100,25 +103,31 @@ func (c config) run(ctx context.Context) (err error) {
 	return nil
 }
 
-// underLoad updates a published stack again and again while clients make new connections.
-func (m *measure) underLoad(ctx context.Context) error {
+// underLoad updates a published stack again and again while clients make new connections, and says how that went.
+func (m *measure) underLoad(ctx context.Context) (string, error) {
 	if _, err := m.deploy(ctx, "web", "v0", port); err != nil {
-		return err
+		return "", err
 	}
 	load := m.lab.Load(netip.AddrPortFrom(netip.MustParseAddr(lab.HostAddr), port), m.config.Rate)
 	var ends []run
 	for i := range m.config.Switches {
 		r, err := m.deploy(ctx, "web", fmt.Sprintf("v%d", i+1), port)
 		if err != nil {
-			return fmt.Errorf("update %d, with %d failed requests so far: %w", i+1, load.Stop().Failed, err)
+			return "", fmt.Errorf("update %d, with %d failed requests so far: %w", i+1, load.Stop().Failed, err)
 		}
 		ends = append(ends, r)
 	}
 	result := load.Stop()
-	fmt.Printf("## %d updates under %d new connections a second, beside %d live instances\n\n", m.config.Switches, m.config.Rate, len(m.stacks))
-	fmt.Printf("requests %d, failed %d %v; request to published: median %s, p99 %s; slowest answer %s\n\n",
-		result.Requests, result.Failed, result.Errors, ms(quantile(totals(ends), .5)), ms(quantile(totals(ends), .99)), ms(result.Slowest))
-	return nil
+	slow := slowest(ends)
+	var text strings.Builder
+	fmt.Fprintf(&text, "## %d updates under %d new connections a second, beside %d live instances\n\n", m.config.Switches, m.config.Rate, len(m.stacks))
+	fmt.Fprintf(&text, "requests %d, failed %d %v, slowest answer %s; request to published: median %s, p99 %s, slowest %s:",
+		result.Requests, result.Failed, result.Errors, ms(result.Slowest), ms(quantile(totals(ends), .5)), ms(quantile(totals(ends), .99)), ms(slow.total))
+	for _, v := range order {
+		fmt.Fprintf(&text, " %s %s", v, ms(slow.steps[v]))
+	}
+	text.WriteString("\n\n")
+	return text.String(), m.alone(ctx, "web")
 }
 
 // machine says where the figures come from.

@@ -155,7 +155,7 @@ func (m *measure) published(ctx context.Context) error {
 		fmt.Printf(" %s |", v)
 	}
 	fmt.Printf(" bare exec | heard |\n|---|---|---|---|---|---|---|---|---|---|---|---|\n")
-	var idle strings.Builder
+	var idle, load strings.Builder
 	for i, live := range m.config.Live {
 		if err := m.fill(ctx, live); err != nil {
 			return err
@@ -168,11 +168,18 @@ func (m *measure) published(ctx context.Context) error {
 			return err
 		}
 		idle.WriteString(line)
+		if live == m.config.Beside {
+			text, err := m.underLoad(ctx)
+			if err != nil {
+				return err
+			}
+			load.WriteString(text)
+		}
 	}
 	fmt.Printf("\nThe steps are medians, and those of the slowest update. A bare exec, as in the floors, followed each update: its median shows how busy the machine was just then. "+
 		"Heard is how many frames each update sent to an idle unikernel, and woke it with.\n\n"+
 		"## Idle\n\nWhat `fulmar up` (bus, host and all services in one process) costs over %d s in which nothing happens but health checks:\n\n"+
-		"| live | of one core | resident |\n|---|---|---|\n%s\n", m.config.IdleTime, idle.String())
+		"| live | of one core | resident |\n|---|---|---|\n%s\n%s", m.config.IdleTime, idle.String(), load.String())
 	return nil
 }
 
@@ -210,10 +217,10 @@ func (m *measure) beside(ctx context.Context, i int) error {
 		fmt.Printf(" %s |", ms(quantile(step(runs, v), .5)))
 	}
 	fmt.Printf(" %s | %.1f |\n", ms(quantile(execs, .5)), float64(after-before)/float64(m.config.Updates))
-	slowest := slices.MaxFunc(runs, func(a, b run) int { return cmp.Compare(a.total, b.total) })
-	fmt.Printf("| | slowest | %s | |", ms(slowest.total))
+	slow := slowest(runs)
+	fmt.Printf("| | slowest | %s | |", ms(slow.total))
 	for _, v := range order {
-		fmt.Printf(" %s |", ms(slowest.steps[v]))
+		fmt.Printf(" %s |", ms(slow.steps[v]))
 	}
 	fmt.Printf(" | |\n")
 	return nil
@@ -266,6 +273,10 @@ func (m *measure) clean(ctx context.Context) error {
 	}
 	fmt.Println("Everything was retired, and no tap, control group or rule was left.")
 	return nil
+}
+
+func slowest(runs []run) run {
+	return slices.MaxFunc(runs, func(a, b run) int { return cmp.Compare(a.total, b.total) })
 }
 
 func totals(runs []run) []time.Duration {
