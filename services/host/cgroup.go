@@ -117,6 +117,15 @@ func origin(mount, controller string) (string, error) {
 	return "", errors.New("no such controller")
 }
 
+// parents gives the directories of the parent group.
+func (c *cgroups) parents() []string {
+	var dirs []string
+	for _, h := range c.hierarchies {
+		dirs = append(dirs, h.dir)
+	}
+	return dirs
+}
+
 // list names the groups that exist below the parent.
 func (c *cgroups) list() ([]string, error) {
 	seen := make(map[string]bool)

@@ -168,20 +168,36 @@ func TestOfManyCreatesOfOneNameOneWins(t *testing.T) {
 	checkNothingLeft(t, cfg)
 }
 
-func TestASecondDaemonOfTheSameDirectoryDoesNotStart(t *testing.T) {
+// TestASecondDaemonThatSharesAnythingDoesNotStart begins daemons that would take the first one's consoles away, or kill what
+// runs in its control group.
+func TestASecondDaemonThatSharesAnythingDoesNotStart(t *testing.T) {
 	cfg := config(t)
 	d := start(t, cfg).destroyAll(t)
 	n := name(t, ":x")
+	second := func(other host.Config) error {
+		_, err := host.New(other, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+		return err
+	}
+	if err := second(host.Config{StateDir: t.TempDir(), RunDir: t.TempDir(), Cgroup: cfg.Cgroup}); err == nil { // as yet nothing is in it
+		t.Error("a second daemon began beside one that runs nothing")
+	}
 	d.create(t, n, unikernel(hosttest.Guest(t, 0), 0, "wait"))
-	_, err := host.New(cfg, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
-	if err == nil || !strings.Contains(err.Error(), "another") {
-		t.Errorf("a second daemon: %v", err)
-	}
-	if list, err := d.Info(t.Context(), n); err != nil || len(list) != 1 {
-		t.Errorf("after a second daemon: %v, %v", list, err)
-	}
-	if _, err := os.Stat(cfg.RunDir + "/fifo/:x"); err != nil {
-		t.Errorf("the second daemon took something away: %v", err)
+	for what, change := range map[string]func(*host.Config){
+		"everything":        func(*host.Config) {},
+		"the run directory": func(c *host.Config) { c.StateDir, c.Cgroup = t.TempDir(), c.Cgroup+"-2" },
+		"the control group": func(c *host.Config) { c.StateDir, c.RunDir = t.TempDir(), t.TempDir() },
+	} {
+		other := cfg
+		change(&other)
+		if err := second(other); err == nil || !strings.Contains(err.Error(), "in use by another host") {
+			t.Errorf("a second daemon that shares %s: %v", what, err)
+		}
+		if list, err := d.Info(t.Context(), n); err != nil || len(list) != 1 {
+			t.Errorf("after a second daemon that shares %s: %v, %v", what, list, err)
+		}
+		if _, err := os.Stat(cfg.RunDir + "/fifo/:x"); err != nil {
+			t.Errorf("a second daemon that shares %s took something away: %v", what, err)
+		}
 	}
 }
 

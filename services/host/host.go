@@ -45,7 +45,7 @@ type Config struct {
 	RunDir     string        // its sockets are in util/, FIFOs in fifo/; best on a tmpfs
 	StateDir   string        // must stay through a boot
 	CgroupRoot string        // where control groups are mounted, v2 or v1; empty means /sys/fs/cgroup
-	Cgroup     string        // parent of the unikernels' groups, below the root; no other host's. Empty means fulmar
+	Cgroup     string        // parent of the unikernels' groups, below the root; it and RunDir are no other host's. Empty means fulmar
 	UIDBase    int           // first user and group id of unikernels, each has one of its own; 0 means 900000
 	MaxImage   int           // bytes of an image and of a request; 0 means 256 MB
 	StatsEvery time.Duration // between two statistics of a unikernel; 0 means 10 s
@@ -91,6 +91,7 @@ type Service struct {
 	cgroups  *cgroups
 	bridges  *bridges
 	ledger   *ledger
+	reserved []*os.File // open directories that are locked
 	consoles *consoles
 	stats    *statistics
 	slots    *slots
@@ -143,12 +144,18 @@ func New(cfg Config, log *slog.Logger, reg prometheus.Registerer) (_ *Service, e
 			err = errors.Join(err, s.close())
 		}
 	}()
-	groups, err := findMounts(cfg.CgroupRoot)
+	if err := s.reserve("run directory", cfg.RunDir); err != nil {
+		return nil, err
+	}
+	mounts, err := findMounts(cfg.CgroupRoot)
 	if err != nil {
 		return nil, err
 	}
-	var missing []string
-	s.cgroups, missing = openCgroups(groups, cfg.Cgroup)
+	groups, missing := openCgroups(mounts, cfg.Cgroup)
+	if err := s.reserve("control group", groups.parents()...); err != nil {
+		return nil, err
+	}
+	s.cgroups = groups // and before they are another host's
 	for _, m := range missing {
 		log.Warn("control group controller was not available, unikernels go without its limit", "reason", m)
 	}
@@ -179,7 +186,7 @@ func (s *Service) close() error {
 	if s.cgroups != nil {
 		s.cgroups.close()
 	}
-	return errors.Join(closeFile(s.program), s.store.close())
+	return errors.Join(closeFile(s.program), s.unreserve(), s.store.close())
 }
 
 // findTargets finds out what kinds of guests this machine can run: those of hvt need /dev/kvm.
