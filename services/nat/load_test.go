@@ -7,11 +7,13 @@ import (
 	"io"
 	"net"
 	"os"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"fulmar/firewall"
 	"fulmar/firewall/nstest"
 	"fulmar/messages"
 )
@@ -205,4 +207,34 @@ func twentySwitchesUnderLoad(t *testing.T, w *world) {
 		t.Errorf("%d datagrams were lost", l.lost.Load())
 	}
 	t.Logf("%d connections over %d switches, %d datagrams lost", l.asked.Load(), switches, l.lost.Load())
+}
+
+func TestTheBackendIsChangedUnderLoad(t *testing.T) { eachBackend(t, theBackendIsChangedUnderLoad) }
+
+func theBackendIsChangedUnderLoad(t *testing.T, w *world) {
+	i, _ := w.instance(t, "web", "web", 1, 2)
+	stop := w.nat(t)
+	w.deploy(t, web(1, i))
+	l := newLoad(t)
+	l.connections(w.client.Do, time.Millisecond, "192.0.2.1:8080")
+	l.connections(here, 5*time.Millisecond, "127.0.0.1:8080", "192.0.2.1:8080")
+	l.keepAlive(w.client, "192.0.2.1:8080")
+	other := map[firewall.Backend]firewall.Backend{firewall.IPTables: firewall.NFTables, firewall.NFTables: firewall.IPTables}
+	for range 2 {
+		stop()
+		w.backend = other[w.backend]
+		stop = w.nat(t)
+		until(t, func() error {
+			rules := rulesOf(t)
+			chains, elements := strings.Contains(rules, "-j FULMAR-1\n"), strings.Contains(rules, `8080 comment "web-1"`)
+			if chains != (w.backend == firewall.IPTables) || elements != (w.backend == firewall.NFTables) {
+				return fmt.Errorf("%s has not taken over:\n%s", w.backend, rules)
+			}
+			return nil
+		})
+	}
+	l.end()
+	if l.asked.Load() < 50 {
+		t.Errorf("only %d questions were asked", l.asked.Load())
+	}
 }
