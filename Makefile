@@ -50,6 +50,7 @@ test: root needs ## run every test, against real parts
 bench: root needs build ## measure what docs/PERFORMANCE.md says
 	CGO_ENABLED=0 go build -trimpath -o bin/ ./e2e/bench
 	./bin/bench $(BENCH)
+	./bin/bench --firewall-backend nftables $(BENCH)
 	go test -run '^$$' -bench . -benchtime 1s ./services/host | grep -E '^(Benchmark|FAIL|--- FAIL|panic)'
 	go test -run '^$$' -bench CacheHit -benchtime 200x ./services/builder | grep -E '^(Benchmark|FAIL|--- FAIL|panic)'
 	go test -run '^$$' -bench Extract -benchtime 20x ./services/builder/docker | grep -E '^(Benchmark|FAIL|--- FAIL|panic)'
