@@ -1,7 +1,10 @@
 package e2e_test
 
 import (
+	"errors"
 	"fmt"
+	"os/exec"
+	"syscall"
 	"testing"
 	"time"
 
@@ -60,4 +63,25 @@ func TestUpEndsInTimeWhateverIsUnderway(t *testing.T) {
 	}
 	w.cli("retire", "web", "--wait")
 	w.retired()
+}
+
+// TestUpEndsWhileItStarts asks Fulmar to end at ever later moments of its start.
+func TestUpEndsWhileItStarts(t *testing.T) {
+	w := newLab(t)
+	for moment := range 20 {
+		up, err := w.Start("fulmar", "", w.UpArgs()...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		<-time.After(time.Duration(moment) * 6 * time.Millisecond)
+		begin := time.Now()
+		err = up.Stop()
+		var early *exec.ExitError // the program had not begun
+		if errors.As(err, &early) && early.Sys().(syscall.WaitStatus).Signaled() {
+			err = nil
+		}
+		if took := time.Since(begin); err != nil || took > stopTime {
+			t.Errorf("it took %s to end: %v", took, err)
+		}
+	}
 }

@@ -9,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/oklog/run"
@@ -60,7 +59,15 @@ func (c *upCmd) Run(e *env) error {
 	if c.Verbose {
 		level = slog.LevelInfo
 	}
-	log := slog.New(slog.NewTextHandler(e.err, &slog.HandlerOptions{Level: level}))
+	err := c.serve(e, slog.New(slog.NewTextHandler(e.err, &slog.HandlerOptions{Level: level})))
+	if e.ctx.Err() != nil && errors.Is(err, context.Canceled) {
+		return nil // it was asked to end, and be it before it was up
+	}
+	return err
+}
+
+// serve runs everything until the context of the command ends.
+func (c *upCmd) serve(e *env, log *slog.Logger) error {
 	server, err := bus.StartServer(filepath.Join(c.Data, "bus"), c.Listen)
 	if err != nil {
 		return err
@@ -85,22 +92,22 @@ func (c *upCmd) Run(e *env) error {
 			return err
 		}
 	}
-	g.Add(run.SignalHandler(context.WithoutCancel(e.ctx), os.Interrupt, syscall.SIGTERM))
+	g.Add(run.ContextHandler(e.ctx))
 	{
 		ctx, cancel := context.WithCancel(context.Background())
 		g.Add(func() error {
 			if err := c.reported(ctx, server); err != nil {
 				return named("up", err)
 			}
+			if ctx.Err() != nil {
+				return nil
+			}
 			fmt.Fprintf(e.out, "fulmar %s is up on host %s: bus %s, %s\n", bus.Version, c.Host, server.URL(), networks)
 			<-ctx.Done()
 			return nil
 		}, func(error) { cancel() })
 	}
-	if err := g.Run(); !errors.Is(err, run.ErrSignal) {
-		return err
-	}
-	return nil
+	return g.Run()
 }
 
 // networks makes the network if there is none, and the bridges of this host's networks that are missing.
