@@ -168,6 +168,9 @@ func aSwitchAndItsRemovalsLeaveWhatAPlanWouldMake(t *testing.T, k *Kernel) {
 	if plan.Changes() {
 		t.Errorf("after the switch there is still something missing:\n%s", plan.Install)
 	}
+	if !plan.Removes() || len(plan.Unexplained) > 0 {
+		t.Errorf("after the switch the old redirect is not to be removed: %q are unexplained", plan.Unexplained)
+	}
 	if err := k.Remove(t.Context(), []Publication{web43}, nil, slices.Values(want.shown())); err != nil {
 		t.Fatal(err)
 	}
@@ -305,15 +308,26 @@ func rulesThatNoRecordExplainsStay(t *testing.T, k *Kernel) {
 	want := someWant()
 	want.Live, want.Draining = want.Live[1:], nil
 	want.Gone = func(_ string, generation uint64) bool { return generation == 42 }
-	plan := planFor(t, k, want)
-	if diff := cmp.Diff([]string{"web-43"}, plan.Unexplained); diff != "" {
-		t.Errorf("unexplained (-want +got):\n%s", diff)
+	kernels := []*Kernel{k}
+	for _, backend := range []Backend{k.backend, IPTables, NFTables} { // of another process, which made nothing of it
+		other, err := NewKernel(backend)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(other.Close)
+		kernels = append(kernels, other)
 	}
-	if err := k.Tidy(t.Context(), plan); err != nil {
-		t.Fatal(err)
-	}
-	if got := run(t, "iptables-save") + run(t, "nft", "add table ip fulmar; list table ip fulmar"); strings.Contains(got, "web-42") || !strings.Contains(got, "web-43") {
-		t.Errorf("what is left:\n%s", got)
+	for i, k := range kernels {
+		plan := planFor(t, k, want)
+		if diff := cmp.Diff([]string{"web-43"}, plan.Unexplained); diff != "" {
+			t.Errorf("unexplained to kernel %d (-want +got):\n%s", i, diff)
+		}
+		if err := errors.Join(k.Install(t.Context(), plan), k.Tidy(t.Context(), plan)); err != nil {
+			t.Fatal(err)
+		}
+		if got := run(t, "iptables-save") + run(t, "nft", "add table ip fulmar; list table ip fulmar"); strings.Contains(got, "web-42") || !strings.Contains(got, "web-43") {
+			t.Errorf("what kernel %d left:\n%s", i, got)
+		}
 	}
 }
 

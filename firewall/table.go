@@ -3,7 +3,6 @@ package firewall
 import (
 	"context"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -98,20 +97,14 @@ func (t *ownTable) read(ctx context.Context) (have table, err error) {
 		if err != nil {
 			return err
 		}
-		have.sound = handles == t.made
-		for name, s := range t.sets {
-			elements, err := t.conn.GetSetElements(s)
-			if errors.Is(err, unix.ENOENT) {
-				have.sound = false
-				continue
-			}
-			if err != nil {
+		have.sound = handles != "" && handles == t.made
+		found, err := t.conn.GetSets(t.own) // those that are there: a table of that name may be somebody else's
+		if err != nil {
+			return err
+		}
+		for _, s := range found {
+			if err := t.list(s.Name, have.items); err != nil {
 				return err
-			}
-			for _, e := range elements {
-				if key, m, ok := parseElement(name, e); ok {
-					have.items[key] = m
-				}
 			}
 		}
 		return nil
@@ -120,6 +113,21 @@ func (t *ownTable) read(ctx context.Context) (have table, err error) {
 		return table{}, fmt.Errorf("read table %s: %w", tableOwn, err)
 	}
 	return have, nil
+}
+
+// list reads a set into items, if it is one of ours.
+func (t *ownTable) list(name string, found items) error {
+	s, ours := t.sets[name]
+	if !ours {
+		return nil
+	}
+	elements, err := t.conn.GetSetElements(s)
+	for _, e := range elements {
+		if key, m, ok := parseElement(name, e); ok {
+			found[key] = m
+		}
+	}
+	return err
 }
 
 // there reports whether the kernel has the table.
@@ -133,7 +141,7 @@ func (t *ownTable) handles() (string, error) {
 	var all []string
 	for _, c := range t.layout {
 		rules, err := t.conn.GetRules(t.own, c.chain)
-		if err != nil && !errors.Is(err, unix.ENOENT) {
+		if err != nil {
 			return "", err
 		}
 		for _, r := range rules {
