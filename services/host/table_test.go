@@ -2,6 +2,7 @@ package host_test
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -129,6 +130,13 @@ func TestTheTableHasWhatRuns(t *testing.T) {
 	check("when nothing runs any more")
 }
 
+// isGone reports whether a link is.
+func isGone(link netlink.Link) bool {
+	_, err := netlink.LinkByIndex(link.Attrs().Index)
+	notFound := netlink.LinkNotFoundError{}
+	return errors.As(err, &notFound)
+}
+
 func TestWhatAKilledHostLeftInTheTableGoes(t *testing.T) {
 	cfg := config(t)
 	br, _ := quietBridge(t)
@@ -139,12 +147,12 @@ func TestWhatAKilledHostLeftInTheTableGoes(t *testing.T) {
 	for n, addr := range map[albatross.Name]string{a: "10.9.0.2", b: "10.9.0.3"} {
 		h.create(t, n, unikernel(image, 1, "wait", "--ipv4="+addr+"/24"))
 	}
-	pid := stored(t, cfg, b).PID
+	tap, pid := tapOf(t, b), stored(t, cfg, b).PID
 	h.end(t, syscall.SIGKILL)
 	if err := unix.Kill(pid, unix.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	until(t, "the tap of b goes", func() bool { return len(taps(t)) == 1 })
+	until(t, "the tap of b goes", func() bool { return isGone(tap) })
 	if got := unicast(t); len(got) != 4 {
 		t.Errorf("without a host the table has %v", got)
 	}
@@ -152,12 +160,12 @@ func TestWhatAKilledHostLeftInTheTableGoes(t *testing.T) {
 	if diff := cmp.Diff(wants(t, br, map[albatross.Name]string{a: "10.9.0.2"}), unicast(t)); diff != "" {
 		t.Errorf("after a restart (-want +got):\n%s", diff)
 	}
-	pid = stored(t, cfg, a).PID
+	tap, pid = tapOf(t, a), stored(t, cfg, a).PID
 	h.end(t, syscall.SIGKILL)
 	if err := unix.Kill(pid, unix.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	until(t, "the tap of a goes", func() bool { return len(taps(t)) == 0 })
+	until(t, "the tap of a goes", func() bool { return isGone(tap) })
 	h = startChild(t, path, cfg)
 	if got := unicast(t); got != nil {
 		t.Errorf("nothing runs, and the table has %v", got)

@@ -20,7 +20,7 @@ import (
 // address of the bridge, and what it announces of its own address, of which host tells the others itself when that is news (see [bridges.introduce]).
 // One rule writes the bridge's hardware address over that of all, if a map has the tap's index with the address in question.
 //
-// The table is there as long as a tap is in it. Whoever takes it finds it made anew at the next start or end of a unikernel; that it cannot
+// The table is there as long as anything is in it. Whoever takes it finds it made anew at the next start or end of a unikernel; that it cannot
 // be made costs time, and nothing else.
 type unicasts struct {
 	mu      sync.Mutex
@@ -28,6 +28,7 @@ type unicasts struct {
 	missing error           // why there is no conn
 	bridges map[int]gateway // by index: one that is made anew has a new one, and so has a tap
 	taps    map[int]speaker
+	size    int // elements in the table
 	failing bool
 }
 
@@ -117,28 +118,21 @@ func (u *unicasts) note(tap int, s speaker) {
 func (u *unicasts) add(tap int, s speaker) error {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	first := len(u.taps) == 0
 	u.taps[tap] = s
-	if first {
-		return u.told(u.make())
-	}
-	return u.told(u.change((*nftables.Conn).SetAddElements, u.elements(tap)))
+	elements := u.elements(tap)
+	return u.told(u.change((*nftables.Conn).SetAddElements, elements, u.size+len(elements)))
 }
 
 // drop takes taps, which are gone, out of the table.
 func (u *unicasts) drop(taps ...int) error {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	before := len(u.taps)
 	var gone []nftables.SetElement
 	for _, tap := range taps {
 		gone = append(gone, u.elements(tap)...)
 		delete(u.taps, tap)
 	}
-	if before > 0 && len(u.taps) == 0 {
-		return u.told(u.make())
-	}
-	return u.told(u.change((*nftables.Conn).SetDeleteElements, gone))
+	return u.told(u.change((*nftables.Conn).SetDeleteElements, gone, u.size-len(gone)))
 }
 
 // remake makes the table anew, as it should be.
@@ -157,12 +151,13 @@ func (u *unicasts) told(err error) error {
 	return err
 }
 
-// change changes elements of the table, and makes it anew if that fails: somebody else has taken it, or some of it.
-func (u *unicasts) change(how func(*nftables.Conn, *nftables.Set, []nftables.SetElement) error, elements []nftables.SetElement) error {
+// change changes elements of the table, which has size of them then. It makes the table anew if it was empty or becomes so, and if the change fails:
+// somebody else has taken it, or some of it.
+func (u *unicasts) change(how func(*nftables.Conn, *nftables.Set, []nftables.SetElement) error, elements []nftables.SetElement, size int) error {
 	if len(elements) == 0 {
 		return nil
 	}
-	if u.missing != nil {
+	if u.size == 0 || size <= 0 {
 		return u.make()
 	}
 	err := how(u.conn, unicastMap(), elements)
@@ -172,6 +167,7 @@ func (u *unicasts) change(how func(*nftables.Conn, *nftables.Set, []nftables.Set
 	if err != nil {
 		return u.make()
 	}
+	u.size = size
 	return nil
 }
 
@@ -180,31 +176,40 @@ func (u *unicasts) make() error {
 	if u.missing != nil {
 		return fmt.Errorf("open nftables: %w", u.missing)
 	}
+	var all []nftables.SetElement
+	for tap := range u.taps {
+		all = append(all, u.elements(tap)...)
+	}
 	table := unicastTable()
 	u.conn.AddTable(table) // so that there is one to delete
 	u.conn.DelTable(table)
-	if len(u.taps) > 0 {
-		u.conn.AddTable(table)
-		if err := u.conn.AddSet(unicastMap(), nil); err != nil {
-			return fmt.Errorf("make table of nftables: %w", err)
-		}
-		early := nftables.ChainPriority(natDest - 10) // before others look where it goes
-		chain := u.conn.AddChain(&nftables.Chain{
-			Name: "prerouting", Table: table, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookPrerouting, Priority: &early,
-		})
-		u.conn.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: unicastRule()})
-		var all []nftables.SetElement
-		for tap := range u.taps {
-			all = append(all, u.elements(tap)...)
-		}
-		for some := range slices.Chunk(all, portion) {
-			if err := u.conn.SetAddElements(unicastMap(), some); err != nil {
-				return fmt.Errorf("fill table of nftables: %w", err)
-			}
+	if len(all) > 0 {
+		if err := u.fill(all); err != nil {
+			return fmt.Errorf("fill table of nftables: %w", err)
 		}
 	}
 	if err := u.conn.Flush(); err != nil {
 		return fmt.Errorf("make table of nftables: %w", err)
+	}
+	u.size = len(all)
+	return nil
+}
+
+// fill has the next change make the table, with elements.
+func (u *unicasts) fill(elements []nftables.SetElement) error {
+	table := u.conn.AddTable(unicastTable())
+	early := nftables.ChainPriority(natDest - 10) // before others look where it goes
+	chain := u.conn.AddChain(&nftables.Chain{
+		Name: "prerouting", Table: table, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookPrerouting, Priority: &early,
+	})
+	if err := u.conn.AddSet(unicastMap(), nil); err != nil {
+		return err
+	}
+	u.conn.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: unicastRule()})
+	for some := range slices.Chunk(elements, portion) {
+		if err := u.conn.SetAddElements(unicastMap(), some); err != nil {
+			return err
+		}
 	}
 	return nil
 }
