@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -184,9 +185,12 @@ func readSpec(file string, stdin io.Reader) (*fulmarv1.DeployRequest, error) {
 	if err != nil {
 		return nil, fmt.Errorf("spec %s: %w", file, err)
 	}
+	if !bytes.HasPrefix(body, []byte("{")) {
+		return nil, fmt.Errorf("spec %s: it has no units: want a mapping with the fields of a DeployRequest, as in examples/specs", file)
+	}
 	m, err := messages.DecodeRequest(fulmarv1.Kind_KIND_DEPLOY, body)
 	if err != nil {
-		return nil, fmt.Errorf("spec %s: %w", file, err)
+		return nil, fmt.Errorf("spec %s: %w", file, inSpec(err, body))
 	}
 	r := m.(*fulmarv1.DeployRequest)
 	return r, absolute(r, dir)
