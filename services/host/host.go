@@ -16,7 +16,7 @@
 // when it comes back; after a boot of the machine it starts them again.
 //
 // The invariant: of each name at most one process runs, and everything that exists for it (process, control group, FIFO, user
-// id, taps) is either explained by a file in the state directory or gone when host has started. A process is let run only when it is in
+// id, taps, and what the table of bridges has of those) is either explained by a file in the state directory or gone when host has started. A process is let run only when it is in
 // its control group, pinned, and written down: before that it waits at a gate that closes with host.
 package host
 
