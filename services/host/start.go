@@ -27,7 +27,10 @@ func (s *Service) start(e *entry, r record, image loaded, attempt int) (err erro
 	g.Go(func() error { return s.store.saveRecord(r) })
 	inst := &instance{record: r, started: begin, attempt: attempt, slot: noSlot, exited: make(chan struct{}), done: make(chan struct{})}
 	w, err := s.prepare(inst, image)
-	if err = errors.Join(err, g.Wait()); err != nil {
+	if werr := g.Wait(); err == nil { // a full disk may meet both
+		err = werr
+	}
+	if err != nil {
 		if w != nil {
 			err = errors.Join(err, w.kill())
 		}
