@@ -36,6 +36,18 @@ const (
 	RestartAlways    = "always"
 )
 
+// StartsAgain reports whether a unit that asks for restart is started again after it exited with a status. Albatross never does it
+// after those by which a unikernel says that another try is of no use, nor after a signal, which is no status.
+func StartsAgain(restart string, status int) bool {
+	switch {
+	case status == 1 || status >= 60 && status <= 64:
+		return false
+	case restart == RestartOnFailure:
+		return status != 0
+	}
+	return restart == RestartAlways
+}
+
 // longGeneration has as many digits as any generation will: one request a second makes it in 300 years.
 const longGeneration = 9_999_999_999
 

@@ -328,3 +328,17 @@ func TestNormalizeKeepsWhatItNeedNotTouch(t *testing.T) {
 		t.Errorf("got %v", n)
 	}
 }
+
+func TestStartsAgain(t *testing.T) {
+	for restart, want := range map[string][]int{"": nil, messages.RestartOnFailure: {2, 3, 59, 65, 255}, messages.RestartAlways: {0, 2, 3, 59, 65, 255}} {
+		var got []int
+		for _, status := range []int{0, 1, 2, 3, 59, 60, 64, 65, 255} {
+			if messages.StartsAgain(restart, status) {
+				got = append(got, status)
+			}
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("%q (-want +got):\n%s", restart, diff)
+		}
+	}
+}

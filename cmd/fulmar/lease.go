@@ -33,12 +33,16 @@ func (c *leaseLsCmd) Run(e *env) error {
 	for _, key := range slices.Sorted(maps.Keys(all)) {
 		network, address, _ := messages.ParseLeaseKey(key)
 		l := all[key]
-		state, until := leaseState(l, time.Now())
+		state := leaseState(l, time.Now())
 		if state == "free" && !c.All {
 			continue
 		}
+		fields, until := map[string]string{"network": network, "address": address, "state": state, "instance": l.GetInstance()}, "-"
+		if at := l.GetRestingUntil().AsTime(); state == "resting" {
+			fields["until"], until = at.Format(time.RFC3339), at.Local().Format(time.DateTime)
+		}
 		if e.cli.JSON {
-			if err := e.printJSON(map[string]string{"network": network, "address": address, "state": state, "instance": l.GetInstance(), "until": until}); err != nil {
+			if err := e.printJSON(fields); err != nil {
 				return err
 			}
 		}
@@ -50,14 +54,13 @@ func (c *leaseLsCmd) Run(e *env) error {
 	return e.table("NETWORK ADDRESS STATE INSTANCE RESTS-UNTIL", rows)
 }
 
-// leaseState says whether an address is held by its instance, rests after it, or is free again, and until when it rests.
-func leaseState(l *fulmarv1.Lease, now time.Time) (state, until string) {
-	if l.GetRestingUntil() == nil {
-		return "held", "-"
+// leaseState says whether an address is held by its instance, rests after it, or is free again.
+func leaseState(l *fulmarv1.Lease, now time.Time) string {
+	switch {
+	case l.GetRestingUntil() == nil:
+		return "held"
+	case l.GetRestingUntil().AsTime().Before(now):
+		return "free"
 	}
-	at := l.GetRestingUntil().AsTime()
-	if at.Before(now) {
-		return "free", "-"
-	}
-	return "resting", at.Local().Format(time.DateTime)
+	return "resting"
 }

@@ -120,6 +120,9 @@ type versionCmd struct{}
 
 // Run prints the version.
 func (versionCmd) Run(e *env) error {
+	if e.cli.JSON {
+		return e.printJSON(map[string]string{"version": bus.Version})
+	}
 	_, err := fmt.Fprintln(e.out, "fulmar", bus.Version)
 	return err
 }

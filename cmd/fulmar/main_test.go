@@ -75,6 +75,9 @@ func TestWhatIsWrongWithACommandIsSaidInOneSentenceAndFails(t *testing.T) {
 	if err := os.WriteFile(spec, []byte("units:\n  - imag: {file: x}\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	if err := w.bus.Heads.Put(t.Context(), "web", &fulmarv1.Head{Stack: "web"}, 0); err != nil {
+		t.Fatal(err)
+	}
 	digest := strings.Repeat("0", 64)
 	cases := map[string]struct {
 		args   []string
@@ -101,6 +104,10 @@ func TestWhatIsWrongWithACommandIsSaidInOneSentenceAndFails(t *testing.T) {
 		"a stack that nobody knows":         {[]string{"describe", "nobody"}, 1, `no stack "nobody"`},
 		"the events of nobody":              {[]string{"events", "nobody"}, 1, `no stack "nobody"`},
 		"the logs of nobody":                {[]string{"logs", "nobody"}, 1, `no stack "nobody"`},
+		"the logs of no unit":               {[]string{"logs", "web", "-u", "api"}, 1, `stack web has no unit "api"`},
+		"the logs of nothing":               {[]string{"logs", "web"}, 0, "stack web has no instances"},
+		"a rollback of nobody":              {[]string{"rollback", "nobody"}, 1, `no stack "nobody"`},
+		"a retirement of nobody":            {[]string{"retire", "nobody"}, 1, `no stack "nobody"`},
 		"a network with the wrong prefix":   {[]string{"network", "add", "n", "10.0.0.1/31", "--bridge", "br0"}, 1, "/8 to /30"},
 		"removing a network that is not":    {[]string{"network", "rm", "nope"}, 1, `no network "nope"`},
 		"a shell that nobody has heard of":  {[]string{"completion", "csh"}, 2, `"bash","zsh","fish"`},

@@ -53,15 +53,12 @@ func (c *retireCmd) Run(e *env) error {
 
 // request connects, and sends what makes, which names the newest generation that this command saw.
 func (c *change) request(e *env, kind fulmarv1.Kind, makes func(newest *uint64) proto.Message) error {
-	if err := messages.CheckName("stack", c.Stack); err != nil {
-		return err
-	}
 	b, closeBus, err := e.connect()
 	if err != nil {
 		return err
 	}
 	defer closeBus()
-	head, _, err := b.Heads.Get(e.ctx, c.Stack)
+	head, err := e.head(b, c.Stack)
 	if err != nil {
 		return err
 	}

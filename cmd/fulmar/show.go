@@ -54,7 +54,7 @@ func (c *psCmd) Run(e *env) error {
 	var rows []string
 	for _, stack := range slices.Sorted(maps.Keys(heads)) {
 		if e.cli.JSON {
-			if err := e.printProto(heads[stack]); err != nil {
+			if err := e.printHead(heads[stack], running); err != nil {
 				return err
 			}
 			continue
@@ -73,23 +73,11 @@ func (c *psCmd) Run(e *env) error {
 		live := messages.InState(heads[stack], fulmarv1.State_STATE_LIVE)
 		for _, i := range live.GetInstances() {
 			if seen := running[i.GetName()]; seen != nil && !seen.GetRunning() {
-				fmt.Fprintf(e.out, "%s %s; %sfulmar renew %s starts a fresh one\n", i.GetName(), seen.GetExit(), startsAgain(specOf(live.GetContent(), i.GetUnit())), stack)
+				fmt.Fprintf(e.out, "%s %s; %sfulmar renew %s starts a fresh one\n", i.GetName(), seen.GetExit(), startsAgain(specOf(live.GetContent(), i.GetUnit()), seen.GetExit()), stack)
 			}
 		}
 	}
 	return nil
-}
-
-// head gives the head of a stack that must be there.
-func (e *env) head(b *bus.Bus, stack string) (*fulmarv1.Head, error) {
-	if err := messages.CheckName("stack", stack); err != nil {
-		return nil, err
-	}
-	head, rev, err := b.Heads.Get(e.ctx, stack)
-	if err == nil && rev == 0 {
-		err = fmt.Errorf("there is no stack %q; fulmar ps -a lists them", stack)
-	}
-	return head, err
 }
 
 // onHosts gives what the hosts said of each instance, by its name.
@@ -142,16 +130,25 @@ func runs(i *fulmarv1.HostInstance) string {
 		return fmt.Sprintf("yes, again (%d)", i.GetRestarts())
 	case i.GetRunning():
 		return "yes"
+	case i.GetRestarts() > 0:
+		return fmt.Sprintf("%s, again (%d)", i.GetExit(), i.GetRestarts())
 	}
 	return i.GetExit()
 }
 
-// startsAgain says what the host does about a unit that has ended.
-func startsAgain(u *fulmarv1.UnitSpec) string {
+// startsAgain says what the host does about a unit that has ended in a way that it told.
+func startsAgain(u *fulmarv1.UnitSpec, exit string) string {
 	if u.GetRestart() == "" {
 		return ""
 	}
-	return fmt.Sprintf("its host starts it again if its status allows (restart: %s); ", u.GetRestart())
+	does := "its host starts it again if its status allows"
+	var status int
+	if _, err := fmt.Sscanf(exit, "exited with status %d", &status); err == nil && messages.StartsAgain(u.GetRestart(), status) {
+		does = "its host starts it again"
+	} else if err == nil || strings.HasPrefix(exit, "killed by signal") {
+		does = "after that its host does not start it again"
+	}
+	return fmt.Sprintf("%s (restart: %s); ", does, u.GetRestart())
 }
 
 func stateName(s fulmarv1.State) string {
@@ -173,14 +170,14 @@ func (c *describeCmd) Run(e *env) error {
 	if err != nil {
 		return err
 	}
-	if e.cli.JSON {
-		return e.printProto(head)
-	}
 	hosts, err := b.Hosts.All(e.ctx)
 	if err != nil {
 		return err
 	}
 	running := onHosts(hosts)
+	if e.cli.JSON {
+		return e.printHead(head, running)
+	}
 	fmt.Fprintf(e.out, "stack %s, newest generation %d\n", head.GetStack(), head.GetNewest())
 	for _, d := range head.GetDeployments() {
 		fmt.Fprintf(e.out, "\n%s  %s on host %s, network %s, drain %s\n", messages.DeploymentName(c.Stack, d.GetGeneration()), stateName(d.GetState()), d.GetHost(), d.GetContent().GetNetwork(), d.GetContent().GetDrain().AsDuration())
@@ -317,6 +314,9 @@ func (c *logsCmd) Run(e *env) error {
 	if err != nil {
 		return err
 	}
+	if err := c.instances(e, head); err != nil {
+		return err
+	}
 	live := make(chan *nats.Msg, 1024)
 	if c.Follow { // before the history, so that no line falls between
 		unit := "*"
@@ -342,6 +342,22 @@ func (c *logsCmd) Run(e *env) error {
 				return err
 			}
 		}
+	}
+	return nil
+}
+
+// instances refuses a unit that the stack has not, and notes that it has nothing that could print.
+func (c *logsCmd) instances(e *env, head *fulmarv1.Head) error {
+	some, asked := false, c.Unit == ""
+	for _, d := range head.GetDeployments() {
+		asked = asked || specOf(d.GetContent(), c.Unit) != nil
+		some = some || len(d.GetInstances()) > 0
+	}
+	if !asked {
+		return fmt.Errorf("stack %s has no unit %q; fulmar describe %s lists them", c.Stack, c.Unit, c.Stack)
+	}
+	if !some {
+		fmt.Fprintf(e.err, "note: stack %s has no instances; fulmar events %s says what happened\n", c.Stack, c.Stack)
 	}
 	return nil
 }

@@ -82,16 +82,15 @@ func configOf(n *fulmarv1.Network, spec *fulmarv1.UnitSpec, unit *fulmarv1.Unit,
 	return c
 }
 
-// failOf is what albatross is to do when a unit ends by itself. After the statuses that are left out of a failure it never
-// starts one again.
+// failOf is what albatross is to do when a unit ends by itself.
 func failOf(restart string) albatross.FailBehaviour {
 	switch restart {
 	case messages.RestartAlways:
 		return albatross.FailBehaviour{Restart: true}
 	case messages.RestartOnFailure:
 		f := albatross.FailBehaviour{Restart: true}
-		for code := 2; code <= 255; code++ {
-			if code < 60 || code > 64 {
+		for code := range 256 {
+			if messages.StartsAgain(restart, code) {
 				f.ExitCodes = append(f.ExitCodes, code)
 			}
 		}
