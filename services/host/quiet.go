@@ -203,17 +203,17 @@ func (b *bridges) introduce(a acquaintance, t *tap, bridge *netlink.Bridge, own 
 }
 
 // quieten spares the others on a bridge what the start of a unikernel would tell them.
-func (s *Service) quieten(r record, t *tap, bridge *netlink.Bridge, mac net.HardwareAddr) error {
-	to, err := s.bridges.gateway(bridge)
+func (s *Service) quieten(r record, w wire) error {
+	to, err := s.bridges.gateway(w.bridge)
 	if err != nil {
 		return err
 	}
-	err = s.bridges.expect(t, mac)
+	err = s.bridges.expect(w.tap, w.mac)
 	a, ok := acquaintanceOf(r.Name, r.Args)
 	if ok {
-		err = errors.Join(err, s.bridges.introduce(a, t, bridge, to.own)) // before: what it says to all must not go to the bridge alone
+		err = errors.Join(err, s.bridges.introduce(a, w.tap, w.bridge, to.own)) // before: what it says to all must not go to the bridge alone
 	}
-	return errors.Join(err, s.bridges.unicasts.add(t.index, speaker{bridge.Attrs().Index, a.addr}))
+	return errors.Join(err, s.bridges.unicasts.add(w.tap.index, speaker{w.bridge.Attrs().Index, a.addr}))
 }
 
 // meet tells the kernel again of an instance that was adopted, should it have forgotten; what unicasts has of it, it tells next.

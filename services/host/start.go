@@ -4,12 +4,14 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"syscall"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
@@ -85,17 +87,32 @@ func (s *Service) prepare(inst *instance, image loaded) (_ *waiting, err error) 
 	if inst.fifo, err = openFIFO(s.fifoPath(r.Name)); err != nil {
 		return nil, err
 	}
-	nets, err := s.attachAll(inst)
-	defer func() { err = errors.Join(err, closeTaps(nets)) }()
+	wires, err := s.openTaps(inst)
+	defer func() { err = errors.Join(err, closeTaps(wires)) }()
 	if err != nil {
 		return nil, err
 	}
+	var attached errgroup.Group // on a bridge with many ports the kernel takes as long for it as for the process
+	attached.Go(func() error { return s.attachAll(inst.record, wires) })
+	w, err := s.bring(inst, image, wires, stdout)
+	if aerr := attached.Wait(); err == nil {
+		err = aerr
+	}
+	return w, err
+}
+
+// bring brings a process with its devices to its gate, and writes it down.
+func (s *Service) bring(inst *instance, image loaded, wires []wire, stdout *os.File) (_ *waiting, err error) {
 	blocks, err := s.openBlocks(inst.record)
 	defer func() { err = errors.Join(err, closeBlocks(blocks)) }()
 	if err != nil {
 		return nil, err
 	}
-	w, err := s.spawn(inst, image, solo5.Guest{Nets: nets, Blocks: blocks}, stdout)
+	guest := solo5.Guest{Blocks: blocks}
+	for _, w := range wires {
+		guest.Nets = append(guest.Nets, solo5.Net{Name: w.netif, Tap: w.tap.file, MAC: w.mac, MTU: w.bridge.Attrs().MTU})
+	}
+	w, err := s.spawn(inst, image, guest, stdout)
 	if err != nil {
 		return nil, err
 	}
@@ -105,31 +122,49 @@ func (s *Service) prepare(inst *instance, image loaded) (_ *waiting, err error) 
 	return w, nil
 }
 
-// attachAll makes a tap for each network device. It returns those that it made also when one fails.
-func (s *Service) attachAll(inst *instance) ([]solo5.Net, error) {
-	var nets []solo5.Net
+// wire is a network device of an instance: its tap, and the bridge that it belongs to.
+type wire struct {
+	netif  string
+	mac    net.HardwareAddr
+	tap    *tap
+	bridge *netlink.Bridge
+}
+
+// openTaps makes a tap for each network device. It returns those that it made also when one fails.
+func (s *Service) openTaps(inst *instance) ([]wire, error) {
+	var wires []wire
 	for _, b := range inst.record.Args.Bridges {
 		bridge, err := s.bridges.find(bridgeName(b))
 		if err != nil {
-			return nets, err
+			return wires, err
 		}
-		t, err := s.bridges.attach(bridge, s.cfg.UIDBase+inst.slot, inst.slot+1, inst.record.Name.String())
+		t, err := s.bridges.open(s.cfg.UIDBase+inst.slot, inst.slot+1)
 		if err != nil {
-			return nets, err
+			return wires, err
 		}
 		inst.taps, inst.links = append(inst.taps, t.name), append(inst.links, t.index)
-		nets = append(nets, solo5.Net{Name: b.Netif, Tap: t.file, MAC: mac(inst.record.Name, b), MTU: bridge.Attrs().MTU})
-		if err := s.quieten(inst.record, t, bridge, nets[len(nets)-1].MAC); err != nil {
-			s.log.Warn("bridge was not kept quiet", "unikernel", inst.record.Name.String(), "tap", t.name, "err", err)
-		}
+		wires = append(wires, wire{b.Netif, mac(inst.record.Name, b), t, bridge})
 	}
-	return nets, nil
+	return wires, nil
 }
 
-func closeTaps(nets []solo5.Net) error {
+// attachAll puts taps on their bridges.
+func (s *Service) attachAll(r record, wires []wire) error {
+	for _, w := range wires {
+		if err := s.bridges.attach(w.tap, w.bridge, r.Name.String()); err != nil {
+			return err
+		}
+		if err := s.quieten(r, w); err != nil {
+			s.log.Warn("bridge was not kept quiet", "unikernel", r.Name.String(), "tap", w.tap.name, "err", err)
+		}
+	}
+	return nil
+}
+
+func closeTaps(wires []wire) error {
 	var errs []error
-	for _, n := range nets {
-		errs = append(errs, n.Tap.Close())
+	for _, w := range wires {
+		errs = append(errs, w.tap.file.Close())
 	}
 	return errors.Join(errs...)
 }

@@ -111,11 +111,8 @@ type tap struct {
 	file  *os.File
 }
 
-// attach makes a tap for the user uid, with a number if nobody has it, and brings it up on the bridge.
-func (b *bridges) attach(bridge *netlink.Bridge, uid, number int, alias string) (_ *tap, err error) {
-	if err := b.pin(bridge); err != nil {
-		return nil, err
-	}
+// open makes a tap for the user uid, with a number if nobody has it. It is down.
+func (b *bridges) open(uid, number int) (_ *tap, err error) {
 	t, err := openTap(tapPrefix+strconv.Itoa(number), uid)
 	if errors.Is(err, unix.EBUSY) {
 		t, err = openTap(tapPattern, uid)
@@ -134,13 +131,6 @@ func (b *bridges) attach(bridge *netlink.Bridge, uid, number int, alias string) 
 	if err := offIPv6(t.name); err != nil {
 		return nil, fmt.Errorf("keep IPv6 off tap %s: %w", t.name, err)
 	}
-	err = b.connect(t.name, bridge, alias)
-	if errors.Is(err, unix.EXFULL) {
-		return nil, fmt.Errorf("bridge %s has as many ports as Linux allows, 1,023: try again when something has been retired", bridge.Attrs().Name)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("put tap %s on bridge %s: %w", t.name, bridge.Attrs().Name, err)
-	}
 	return t, nil
 }
 
@@ -154,6 +144,21 @@ func (b *bridges) identify(t *tap) error {
 		return fmt.Errorf("find tap %s: %w", t.name, err)
 	}
 	t.index = int(req.Uint32())
+	return nil
+}
+
+// attach brings a tap up on a bridge, under a name for people.
+func (b *bridges) attach(t *tap, bridge *netlink.Bridge, alias string) error {
+	if err := b.pin(bridge); err != nil {
+		return err
+	}
+	err := b.connect(t.name, bridge, alias)
+	if errors.Is(err, unix.EXFULL) {
+		return fmt.Errorf("bridge %s has as many ports as Linux allows, 1,023: try again when something has been retired", bridge.Attrs().Name)
+	}
+	if err != nil {
+		return fmt.Errorf("put tap %s on bridge %s: %w", t.name, bridge.Attrs().Name, err)
+	}
 	return nil
 }
 

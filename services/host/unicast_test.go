@@ -103,11 +103,14 @@ func (l *lan) address(t testing.TB, change func(netlink.Link, *netlink.Addr) err
 // station joins the bridge by a tap of which host knows nothing.
 func (l *lan) station(t testing.TB, mac net.HardwareAddr) *station {
 	t.Helper()
-	tap, err := l.bridges.attach(l.br, os.Getuid(), 1, t.Name())
+	tap, err := l.bridges.open(os.Getuid(), 1)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = tap.file.Close() })
+	if err := l.bridges.attach(tap, l.br, t.Name()); err != nil {
+		t.Fatal(err)
+	}
 	return &station{tap, mac}
 }
 
@@ -120,7 +123,7 @@ func (l *lan) unikernel(t testing.TB, label, addr string) *station {
 	}
 	args := albatross.Args{Arguments: []string{"--ipv4=" + addr + "/24"}, Bridges: []albatross.Bridge{{Netif: "net0", Bridge: l.br.Name}}}
 	s := l.station(t, albatross.MAC(name, "net0"))
-	if err := l.quieten(record{Name: name, Args: args}, s.tap, l.br, s.mac); err != nil {
+	if err := l.quieten(record{Name: name, Args: args}, wire{mac: s.mac, tap: s.tap, bridge: l.br}); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = l.bridges.unicasts.drop(s.index) })
@@ -349,7 +352,11 @@ func TestABridgeThatIsFullIsNamed(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	_, err := l.bridges.attach(l.br, os.Getuid(), 2, t.Name())
+	tap, err := l.bridges.open(os.Getuid(), 2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = l.bridges.attach(tap, l.br, t.Name())
 	const want = "bridge br0 has as many ports as Linux allows, 1,023: try again when something has been retired"
 	if err == nil || err.Error() != want {
 		t.Errorf("got %v, want %s", err, want)
@@ -357,8 +364,7 @@ func TestABridgeThatIsFullIsNamed(t *testing.T) {
 	if err := netlink.LinkDel(&netlink.Tuntap{LinkAttrs: attrs}); err != nil {
 		t.Fatal(err)
 	}
-	tap, err := l.bridges.attach(l.br, os.Getuid(), 2, t.Name())
-	if err != nil {
+	if err := l.bridges.attach(tap, l.br, t.Name()); err != nil {
 		t.Fatalf("after one has gone: %v", err)
 	}
 	if err := tap.file.Close(); err != nil {
