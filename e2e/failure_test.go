@@ -187,7 +187,7 @@ func TestAHostStartsAUnitAgain(t *testing.T) {
 	if _, err := w.log.Await(w.patient(), "exited again", func(s lab.Said) bool { return s.Verb == messages.Exited && after(s, exited) }); err != nil {
 		t.Fatal(err)
 	}
-	if out := w.cli("ps"); !strings.Contains(out, "exited with status 0; its host starts it again if its status allows (restart: on-failure)") {
+	if out := w.cli("ps"); !strings.Contains(out, "exited with status 0; after that its host does not start it again (restart: on-failure)") {
 		t.Errorf("ps does not tell of the end:\n%s", out)
 	}
 	w.cli("retire", "web", "--wait")
