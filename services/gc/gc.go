@@ -48,8 +48,9 @@ type Service struct {
 	config  Config
 	metrics metrics
 
+	polls polls
+
 	mu       sync.Mutex
-	idle     map[string]time.Time // by deployment: the first of the polls in a row that found no flow
 	reported map[string]bool      // instances that nobody can explain, and that a person was told of
 }
 
@@ -63,7 +64,7 @@ func New(b *bus.Bus, c Config, reg prometheus.Registerer) (*Service, error) {
 	}
 	return &Service{
 		bus: b, log: b.Log, config: c, metrics: newMetrics(reg),
-		idle: map[string]time.Time{}, reported: map[string]bool{},
+		polls: polls{last: map[string]poll{}}, reported: map[string]bool{},
 	}, nil
 }
 
@@ -214,34 +215,14 @@ func (s *Service) lookAtKernel(ctx context.Context, l looked, f *Facts) error {
 	if len(addrs) == 0 {
 		return nil
 	}
-	open, err := conntrack.Established(addrs...)
-	if err != nil {
-		return err
-	}
-	for _, n := range open {
-		f.Flows += n
-	}
-	f.IdleSince = s.polled(l.name(), f.Flows, time.Now())
-	return nil
+	p, err := s.polls.look(l.name(), addrs, time.Now, conntrack.Established)
+	f.Flows, f.IdleSince = p.flows, p.idleSince
+	return err
 }
 
 // ended reports whether the record of the host says that an instance has. One that it does not name may be about to.
 func ended(host *fulmarv1.Host, instance string) bool {
 	return slices.ContainsFunc(host.GetInstances(), func(i *fulmarv1.HostInstance) bool { return i.GetName() == instance && !i.GetRunning() })
-}
-
-// polled remembers a poll of a drain's flows, and gives since when there have been none.
-func (s *Service) polled(deployment string, flows int, now time.Time) time.Time {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if flows > 0 {
-		delete(s.idle, deployment)
-		return time.Time{}
-	}
-	if _, idle := s.idle[deployment]; !idle {
-		s.idle[deployment] = now
-	}
-	return s.idle[deployment]
 }
 
 // condemn writes into the head that was read that a deployment is condemned.
@@ -257,9 +238,7 @@ func (s *Service) condemn(ctx context.Context, l looked) error {
 	if err := s.bus.Heads.Put(ctx, l.head.GetStack(), next, l.revision); err != nil {
 		return err
 	}
-	s.mu.Lock()
-	delete(s.idle, l.name())
-	s.mu.Unlock()
+	s.polls.forget(func(drain string) bool { return drain == l.name() })
 	s.metrics.condemned.WithLabelValues(l.action.Cause).Inc()
 	s.log.Info("deployment was condemned", "deployment", l.name(), "why", l.action.Why)
 	return nil

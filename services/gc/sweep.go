@@ -84,10 +84,8 @@ func restful(d *fulmarv1.HeadDeployment) bool {
 
 // forget drops what is remembered of drains that are over.
 func (s *Service) forget(heads map[string]*fulmarv1.Head) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	maps.DeleteFunc(s.idle, func(deployment string, _ time.Time) bool {
-		stack, generation, err := messages.ParseDeployment(deployment)
+	s.polls.forget(func(drain string) bool {
+		stack, generation, err := messages.ParseDeployment(drain)
 		return err != nil || messages.Find(heads[stack], generation).GetState() != fulmarv1.State_STATE_DRAINING
 	})
 }
