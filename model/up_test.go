@@ -163,10 +163,8 @@ func (w *world) claim(i *fulmarv1.Instance, d *fulmarv1.Deployment, pause func()
 		i.Name = messages.InstanceName(d.GetStack(), i.GetUnit(), n)
 	}
 	for {
-		view, running := w.view(), w.running()
-		if w.without == stillRuns {
-			running = nil
-		}
+		view, runs := w.view(), w.running()
+		running := func(instance string) bool { return runs[instance] && w.without != stillRuns }
 		if a, held := view.HeldBy(i.GetName()); held {
 			return a, nil
 		}

@@ -169,11 +169,11 @@ func (w *world) putLease(a netip.Addr, l *fulmarv1.Lease, rev uint64) bool {
 
 // view is the leases as a watched view has them now.
 func (w *world) view() ipam.Leases {
-	l := ipam.Leases{}
+	records := map[string]*fulmarv1.Lease{}
 	for a, r := range w.leases {
-		l[a] = r.value
+		records[messages.LeaseKey(w.network.GetName(), a.String())] = r.value
 	}
-	return l
+	return ipam.NewLeases(w.network.GetName(), records)
 }
 
 // stacks gives the stacks that have a head, in an order that does not change from run to run.

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -129,7 +130,7 @@ func (s *Service) assign(ctx context.Context, head *fulmarv1.Head, d *fulmarv1.D
 func (s *Service) claim(ctx context.Context, p Pool, instance string, deadline time.Time) (netip.Addr, error) {
 	caughtUp := false
 	for ctx.Err() == nil {
-		held := poolLeases(p.name, s.leases.All())
+		held := NewLeases(p.name, s.leases.All())
 		if a, ok := held.HeldBy(instance); ok {
 			return a, nil
 		}
@@ -171,21 +172,25 @@ func (s *Service) fullPool(p Pool, l Leases, deadline time.Time) error {
 	return messages.Refuse(fulmarv1.ReasonCode_REASON_CODE_EXHAUSTED, "%s", reason)
 }
 
-// running gives the instances that run, as every vmm saw last.
-func (s *Service) running() map[string]bool {
-	running := map[string]bool{}
-	for _, h := range s.hosts.All() {
-		for _, i := range h.GetInstances() {
-			if i.GetRunning() {
-				running[i.GetName()] = true
+// running tells which instances run, as every vmm saw last. Who asks about none pays for none.
+func (s *Service) running() func(instance string) bool {
+	hosts := s.hosts.All()
+	all := sync.OnceValue(func() map[string]bool {
+		running := map[string]bool{}
+		for _, h := range hosts {
+			for _, i := range h.GetInstances() {
+				if i.GetRunning() {
+					running[i.GetName()] = true
+				}
 			}
 		}
-	}
-	return running
+		return running
+	})
+	return func(instance string) bool { return all()[instance] }
 }
 
 // take writes the lease of a free address.
-func (s *Service) take(ctx context.Context, p Pool, a netip.Addr, instance string, running map[string]bool) error {
+func (s *Service) take(ctx context.Context, p Pool, a netip.Addr, instance string, running func(instance string) bool) error {
 	key := messages.LeaseKey(p.name, a.String())
 	have, rev, err := s.bus.Leases.Get(ctx, key)
 	if err != nil {
@@ -245,16 +250,4 @@ func (s *Service) layToRest(ctx context.Context, network, address, instance stri
 		return n, nil
 	})
 	return err
-}
-
-// poolLeases gives the leases of one network by address.
-func poolLeases(network string, all map[string]*fulmarv1.Lease) Leases {
-	l := Leases{}
-	for key, r := range all {
-		n, address, ok := messages.ParseLeaseKey(key)
-		if a, err := netip.ParseAddr(address); ok && err == nil && n == network {
-			l[a] = r
-		}
-	}
-	return l
 }

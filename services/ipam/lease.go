@@ -60,30 +60,52 @@ func (p Pool) leasable(a netip.Addr) bool {
 		!slices.ContainsFunc(p.reserved, func(r netip.Prefix) bool { return r.Contains(a) })
 }
 
-// Leases are the records of a pool, by address.
-type Leases map[netip.Addr]*fulmarv1.Lease
+// Leases are those of one network, among the records of all by their keys. They are not sorted out before: of thousands, a claim
+// needs to look at few.
+type Leases struct {
+	network string
+	records map[string]*fulmarv1.Lease
+}
+
+// NewLeases gives the leases of a network.
+func NewLeases(network string, records map[string]*fulmarv1.Lease) Leases {
+	return Leases{network, records}
+}
+
+// address reads a key; false means that it is none of this network.
+func (l Leases) address(key string) (netip.Addr, bool) {
+	network, address, ok := messages.ParseLeaseKey(key)
+	if !ok || network != l.network {
+		return netip.Addr{}, false
+	}
+	a, err := netip.ParseAddr(address)
+	return a, err == nil
+}
 
 // free reports whether an address can be claimed now: nobody holds it, it has rested, and who held it last does not run. A
 // frozen worker may have started that one again before its deadline; then gc stops it first.
-func (l Leases) free(a netip.Addr, running map[string]bool, now time.Time) bool {
-	r, ok := l[a]
+func (l Leases) free(a netip.Addr, running func(instance string) bool, now time.Time) bool {
+	r, ok := l.records[messages.LeaseKey(l.network, a.String())]
 	return !ok || rested(r, running, now)
 }
 
-func rested(r *fulmarv1.Lease, running map[string]bool, now time.Time) bool {
-	return r.GetRestingUntil() != nil && !now.Before(r.GetRestingUntil().AsTime()) && !running[r.GetInstance()]
+func rested(r *fulmarv1.Lease, running func(instance string) bool, now time.Time) bool {
+	return r.GetRestingUntil() != nil && !now.Before(r.GetRestingUntil().AsTime()) && !running(r.GetInstance())
 }
 
 // spent reports whether a lease says nothing any more that anybody could need: its address has rested for long.
-func spent(r *fulmarv1.Lease, running map[string]bool, now time.Time) bool {
+func spent(r *fulmarv1.Lease, running func(instance string) bool, now time.Time) bool {
 	return rested(r, running, now.Add(-memory))
 }
 
 // HeldBy gives the address that an instance holds already; of several the lowest, so that everybody finds the same.
 func (l Leases) HeldBy(instance string) (netip.Addr, bool) {
 	var lowest netip.Addr
-	for a, r := range l {
-		if r.GetInstance() == instance && r.GetRestingUntil() == nil && (!lowest.IsValid() || a.Less(lowest)) {
+	for key, r := range l.records {
+		if r.GetInstance() != instance || r.GetRestingUntil() != nil {
+			continue
+		}
+		if a, ok := l.address(key); ok && (!lowest.IsValid() || a.Less(lowest)) {
 			lowest = a
 		}
 	}
@@ -91,8 +113,8 @@ func (l Leases) HeldBy(instance string) (netip.Addr, bool) {
 }
 
 // Pick gives the first free address of the pool from a start chosen at random, round once; none is reported by false.
-// Running are the instances that run.
-func (p Pool) Pick(l Leases, running map[string]bool, start uint32, now time.Time) (netip.Addr, bool) {
+// Running reports whether an instance runs.
+func (p Pool) Pick(l Leases, running func(instance string) bool, start uint32, now time.Time) (netip.Addr, bool) {
 	for i := range p.size() {
 		a := p.at((start + i) % p.size())
 		if p.leasable(a) && l.free(a, running, now) {
@@ -106,8 +128,9 @@ func (p Pool) Pick(l Leases, running map[string]bool, start uint32, now time.Tim
 // rested and whose holder runs again is free in a moment.
 func (p Pool) Full(l Leases, now time.Time) (reason string, first time.Time) {
 	held, resting := 0, 0
-	for a, r := range l {
-		if !p.leasable(a) {
+	for key, r := range l.records {
+		a, ok := l.address(key)
+		if !ok || !p.leasable(a) {
 			continue
 		}
 		until := r.GetRestingUntil()

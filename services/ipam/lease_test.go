@@ -79,11 +79,11 @@ func rest(seconds int) *fulmarv1.Lease {
 }
 
 func leasesOf(records map[string]*fulmarv1.Lease) Leases {
-	l := Leases{}
+	keyed := map[string]*fulmarv1.Lease{"wan.10.0.0.3": rest(0), "lan.x": rest(0), "lan": rest(0)} // of others, and of nobody
 	for a, r := range records {
-		l[netip.MustParseAddr(a)] = r
+		keyed[messages.LeaseKey("lan", a)] = r
 	}
-	return l
+	return NewLeases("lan", keyed)
 }
 
 func TestPick(t *testing.T) {
@@ -106,7 +106,7 @@ func TestPick(t *testing.T) {
 		"a full pool has none":                           {4, map[string]*fulmarv1.Lease{"10.0.0.2": rest(0), "10.0.0.3": rest(0), "10.0.0.4": rest(0), "10.0.0.5": rest(0), "10.0.0.6": rest(9)}, "invalid IP"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			got, ok := p.Pick(leasesOf(c.have), map[string]bool{"run.run.1": true}, c.start, now)
+			got, ok := p.Pick(leasesOf(c.have), func(instance string) bool { return instance == "run.run.1" }, c.start, now)
 			if got.String() != c.want || ok != (c.want != "invalid IP") {
 				t.Errorf("got %s, %v, want %s", got, ok, c.want)
 			}
@@ -156,13 +156,6 @@ func TestHeldBy(t *testing.T) {
 	}
 	if a, ok := l.HeldBy("web.web.2"); ok {
 		t.Errorf("nobody's address is %s", a)
-	}
-}
-
-func TestPoolLeases(t *testing.T) {
-	got := poolLeases("lan", map[string]*fulmarv1.Lease{"lan.10.0.0.2": rest(0), "wan.10.0.0.3": rest(0), "lan.x": rest(0), "lan": rest(0)})
-	if len(got) != 1 || got[netip.MustParseAddr("10.0.0.2")] == nil {
-		t.Errorf("got %v", got)
 	}
 }
 

@@ -145,7 +145,7 @@ func (s *Service) sweep(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if running[l.GetInstance()] && messages.Orphan(head, l.GetInstance()) {
+		if running(l.GetInstance()) && messages.Orphan(head, l.GetInstance()) {
 			continue // the instance goes first
 		}
 		if err := s.sweepLease(ctx, key, l, head); err != nil {
