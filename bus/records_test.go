@@ -3,6 +3,8 @@ package bus_test
 import (
 	"context"
 	"errors"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -176,6 +178,41 @@ func TestAViewCatchesUp(t *testing.T) {
 	if diff := cmp.Diff(v.All(), late.All(), protocmp.Transform()); diff != "" {
 		t.Errorf("two views differ:\n%s", diff)
 	}
+}
+
+func TestAViewFindsRecordsByTheirTerms(t *testing.T) {
+	w := newWorld(t)
+	ctx := t.Context()
+	v := w.Leases.ViewBy(func(l *fulmarv1.Lease) []string { return strings.Split(l.GetInstance(), "+") })
+	w.start(v.Run)
+	want := func(what string, terms string, instances ...string) {
+		t.Helper()
+		if err := v.CaughtUp(ctx); err != nil {
+			t.Fatal(err)
+		}
+		got := []string{}
+		for _, l := range v.Having(strings.Split(terms, "+")...) {
+			got = append(got, l.GetInstance())
+		}
+		slices.Sort(got)
+		if !slices.Equal(got, instances) {
+			t.Errorf("%s, having %s: %q, want %q", what, terms, got, instances)
+		}
+	}
+	w.put("a", "x+y+x")
+	rev := w.put("b", "y")
+	want("two records", "x", "x+y+x")
+	want("two records", "x+y+none", "x+y+x", "y")
+	want("two records", "none")
+	if err := edit(ctx, w.Bus, "a", "z"); err != nil {
+		t.Fatal(err)
+	}
+	want("one is changed", "x")
+	want("one is changed", "z+y", "y", "z")
+	if err := w.Leases.Delete(ctx, "b", rev); err != nil {
+		t.Fatal(err)
+	}
+	want("one is deleted", "y+z", "z")
 }
 
 // TestAViewCatchesUpWithWhatIsGone begins after the newest entry, the mark of a deletion, was removed for good.

@@ -195,7 +195,7 @@ func TestServicesOutliveABusThatIsKilled(t *testing.T) {
 		t.Fatal(err)
 	}
 	w := lookOn(t, s)
-	v := b.Leases.View()
+	v := b.Leases.ViewBy(func(l *fulmarv1.Lease) []string { return []string{l.GetInstance()} })
 	stopView, stopStep := w.start(v.Run), w.step(b, lease(answers(messages.Leased)))
 	w.say("web", 1, messages.Built)
 	w.await(messages.Leased)
@@ -217,6 +217,9 @@ func TestServicesOutliveABusThatIsKilled(t *testing.T) {
 	}
 	if got := v.All(); got["before"].GetInstance() != "a" || got["after"].GetInstance() != "b" {
 		t.Errorf("the view has %v", got)
+	}
+	if got := v.Having("a", "b"); len(got) != 2 {
+		t.Errorf("by their terms the view finds %v", got)
 	}
 	stopView()
 	stopStep()

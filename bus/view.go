@@ -15,9 +15,11 @@ import (
 // View is a local copy of a bucket that a watch keeps fresh. Its records must not be changed.
 type View[M proto.Message] struct {
 	bucket *Bucket[M]
+	terms  func(M) []string // that a record is found by; nil: none
 
 	mu      sync.Mutex
 	records map[string]M
+	having  map[string]map[string]bool // keys of records by term
 	seen    uint64        // revision up to which the view has caught up
 	moved   chan struct{} // closed when the view changes
 	ready   bool
@@ -26,7 +28,12 @@ type View[M proto.Message] struct {
 
 // View makes an empty view of the bucket; [View.Run] fills it.
 func (b *Bucket[M]) View() *View[M] {
-	return &View[M]{bucket: b, records: map[string]M{}, moved: make(chan struct{})}
+	return b.ViewBy(nil)
+}
+
+// ViewBy makes an empty view whose records are found by terms, too: see [View.Having].
+func (b *Bucket[M]) ViewBy(terms func(M) []string) *View[M] {
+	return &View[M]{bucket: b, terms: terms, records: map[string]M{}, having: map[string]map[string]bool{}, moved: make(chan struct{})}
 }
 
 // Run keeps the view fresh until ctx ends, which is no error. A watch does not outlive the bus it was made on, and would
@@ -121,7 +128,9 @@ func (v *View[M]) read(records map[string]M, e jetstream.KeyValueEntry) {
 func (v *View[M]) apply(e jetstream.KeyValueEntry) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	v.unlist(e.Key())
 	v.read(v.records, e)
+	v.list(e.Key())
 	v.seen = max(v.seen, e.Revision())
 	v.move()
 }
@@ -130,7 +139,54 @@ func (v *View[M]) replace(records map[string]M, seen uint64) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.records, v.seen, v.ready = records, seen, true
+	clear(v.having)
+	for key := range records {
+		v.list(key)
+	}
 	v.move()
+}
+
+// list has the record of a key found by its terms. The caller holds the lock.
+func (v *View[M]) list(key string) {
+	m, ok := v.records[key]
+	if !ok || v.terms == nil {
+		return
+	}
+	for _, term := range v.terms(m) {
+		if v.having[term] == nil {
+			v.having[term] = map[string]bool{}
+		}
+		v.having[term][key] = true
+	}
+}
+
+// unlist is the reverse of list.
+func (v *View[M]) unlist(key string) {
+	m, ok := v.records[key]
+	if !ok || v.terms == nil {
+		return
+	}
+	for _, term := range v.terms(m) {
+		delete(v.having[term], key)
+		if len(v.having[term]) == 0 {
+			delete(v.having, term)
+		}
+	}
+}
+
+// Having gives the records that have one of some terms, as the view has them now, each once.
+func (v *View[M]) Having(terms ...string) []M {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	keys := map[string]bool{}
+	for _, term := range terms {
+		maps.Copy(keys, v.having[term])
+	}
+	all := make([]M, 0, len(keys))
+	for key := range keys {
+		all = append(all, v.records[key])
+	}
+	return all
 }
 
 // move tells who waits that the view has changed. The caller holds the lock.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -282,7 +283,30 @@ func Holder(heads []*fulmarv1.Head, stack, host string, port *fulmarv1.Port) (st
 	return "", false
 }
 
-// CheckPorts refuses a content one of whose ports another stack of the host holds, and names the holder.
+// Ports names the ports of a content, as in 8080/tcp, each as often as it is there.
+func Ports(c *fulmarv1.Content) []string {
+	var ports []string
+	for _, u := range c.GetUnits() {
+		for _, p := range u.GetPorts() {
+			ports = append(ports, strconv.FormatUint(uint64(p.GetPort()), 10)+"/"+p.GetProtocol())
+		}
+	}
+	return ports
+}
+
+// HeldPorts names the ports that the deployments of a head hold, on whatever host.
+func HeldPorts(h *fulmarv1.Head) []string {
+	var ports []string
+	for _, d := range h.GetDeployments() {
+		if d.GetState() == live || d.GetState() == staged {
+			ports = append(ports, Ports(d.GetContent())...)
+		}
+	}
+	return ports
+}
+
+// CheckPorts refuses a content one of whose ports another stack of the host holds, and names the holder. Heads are at least
+// those that hold one of its ports.
 func CheckPorts(heads []*fulmarv1.Head, stack, host string, c *fulmarv1.Content) error {
 	for _, u := range c.GetUnits() {
 		for _, p := range u.GetPorts() {

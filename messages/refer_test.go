@@ -1,6 +1,7 @@
 package messages_test
 
 import (
+	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -133,7 +134,10 @@ func TestCheckPorts(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			got := ""
-			if err := messages.CheckPorts(c.heads, c.stack, c.host, c.content); err != nil {
+			holding := slices.DeleteFunc(slices.Clone(c.heads), func(h *fulmarv1.Head) bool { // as a view finds them
+				return !slices.ContainsFunc(messages.Ports(c.content), func(port string) bool { return slices.Contains(messages.HeldPorts(h), port) })
+			})
+			if err := messages.CheckPorts(holding, c.stack, c.host, c.content); err != nil {
 				got = err.Error()
 				if r, ok := messages.AsRefusal(err); !ok || r.Code != fulmarv1.ReasonCode_REASON_CODE_CONFLICT {
 					t.Errorf("%v is no refusal for a conflict", err)

@@ -38,7 +38,7 @@ func accept(w *world, r request, pause func()) outcome {
 		pause()
 		d, err := builder.Enter(h, bus.Request{Generation: r.generation, Kind: r.kind, Stack: r.stack, Body: r.body}, builder.Surroundings{
 			Networks: map[string]*fulmarv1.Network{w.network.GetName(): w.network}, Hosts: map[string]*fulmarv1.Host{w.network.GetHost(): {}},
-			Heads: heads, Now: w.now(),
+			Holding: func(*fulmarv1.Content) []*fulmarv1.Head { return heads }, Now: w.now(),
 		})
 		if err == nil {
 			err = w.enter(r.stack, h, rev, d, pause)

@@ -19,10 +19,11 @@ import (
 type Surroundings struct {
 	Networks map[string]*fulmarv1.Network // by name
 	Hosts    map[string]*fulmarv1.Host    // by name
-	Heads    []*fulmarv1.Head             // of all stacks
-	Now      time.Time
-	Fetch    time.Duration // allowed for what comes from elsewhere
-	Policy   *policy.Policy
+	// Holding gives at least the heads that hold one of the ports of a content.
+	Holding func(*fulmarv1.Content) []*fulmarv1.Head
+	Now     time.Time
+	Fetch   time.Duration // allowed for what comes from elsewhere
+	Policy  *policy.Policy
 }
 
 // Enter decides about a request: it gives the deployment to enter into the head, or a refusal. A request that the head
@@ -87,7 +88,7 @@ func place(h *fulmarv1.Head, stack string, d *fulmarv1.HeadDeployment, w Surroun
 				d.GetContent().GetNetwork(), d.GetHost(), stack, other.GetHost())
 		}
 	}
-	return messages.CheckPorts(w.Heads, stack, d.GetHost(), d.GetContent())
+	return messages.CheckPorts(w.Holding(d.GetContent()), stack, d.GetHost(), d.GetContent())
 }
 
 // content gives what a request deploys: only this differs from one kind of request to another.

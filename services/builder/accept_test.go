@@ -57,7 +57,7 @@ func headOf(deployments ...*fulmarv1.HeadDeployment) *fulmarv1.Head {
 func aWorld(heads ...*fulmarv1.Head) Surroundings {
 	return Surroundings{Networks: map[string]*fulmarv1.Network{
 		"lan": {Name: "lan", Host: "host1"}, "far": {Name: "far", Host: "host2"},
-	}, Hosts: map[string]*fulmarv1.Host{"host1": {}, "host2": {}}, Heads: heads, Now: now, Fetch: time.Minute}
+	}, Hosts: map[string]*fulmarv1.Host{"host1": {}, "host2": {}}, Holding: func(*fulmarv1.Content) []*fulmarv1.Head { return heads }, Now: now, Fetch: time.Minute}
 }
 
 func TestEnterGivesTheContent(t *testing.T) {

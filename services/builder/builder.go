@@ -11,8 +11,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
-	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -78,7 +76,7 @@ func New(b *bus.Bus, c Config, r prometheus.Registerer) *Service {
 	o := newSources(c, i)
 	c.Watch.Lookers.Git, c.Watch.Lookers.Docker = o.commit, o.latest
 	return &Service{
-		bus: b, config: c, networks: b.Networks.View(), heads: b.Heads.View(), hosts: b.Hosts.View(),
+		bus: b, config: c, networks: b.Networks.View(), heads: b.Heads.ViewBy(messages.HeldPorts), hosts: b.Hosts.View(),
 		images: i, sources: o, cache: newCache(b), watch: watch.New(b, c.Watch),
 		troubles: troubles{since: map[string]time.Time{}}, metrics: newMetrics(r), now: time.Now,
 	}
@@ -116,7 +114,8 @@ func (s *Service) accept(ctx context.Context, r bus.Request) (*fulmarv1.Event, e
 	if err := s.hosts.CaughtUp(ctx); err != nil {
 		return nil, err
 	}
-	w := Surroundings{Networks: s.networks.All(), Hosts: s.hosts.All(), Heads: slices.Collect(maps.Values(s.heads.All())), Now: s.now(), Fetch: s.config.Fetch, Policy: s.config.Policy}
+	holding := func(c *fulmarv1.Content) []*fulmarv1.Head { return s.heads.Having(messages.Ports(c)...) }
+	w := Surroundings{Networks: s.networks.All(), Hosts: s.hosts.All(), Holding: holding, Now: s.now(), Fetch: s.config.Fetch, Policy: s.config.Policy}
 	var d *fulmarv1.HeadDeployment
 	_, err := s.bus.Heads.Edit(ctx, r.Stack, func(h *fulmarv1.Head) (*fulmarv1.Head, error) {
 		var err error

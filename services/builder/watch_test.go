@@ -198,7 +198,8 @@ func (w *world) enter(s *Service, r bus.Request) {
 			w.t.Fatal(err)
 		}
 	}
-	surroundings := Surroundings{Networks: s.networks.All(), Hosts: s.hosts.All(), Now: time.Now()}
+	nobody := func(*fulmarv1.Content) []*fulmarv1.Head { return nil }
+	surroundings := Surroundings{Networks: s.networks.All(), Hosts: s.hosts.All(), Holding: nobody, Now: time.Now()}
 	_, err := w.Heads.Edit(w.t.Context(), r.Stack, func(h *fulmarv1.Head) (*fulmarv1.Head, error) {
 		d, err := Enter(h, r, surroundings)
 		if err != nil {

@@ -18,9 +18,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"maps"
 	"net/netip"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -77,7 +75,7 @@ func New(b *bus.Bus, c Config, reg prometheus.Registerer) (*Service, error) {
 	}
 	return &Service{
 		bus: b, host: c.Host, log: b.Log, metrics: newMetrics(reg), kernel: kernel,
-		heads: b.Heads.View(), networks: b.Networks.View(),
+		heads: b.Heads.ViewBy(messages.HeldPorts), networks: b.Networks.View(),
 		changed: make(chan struct{}, 1), pinned: map[int]bool{},
 	}, nil
 }
@@ -172,7 +170,7 @@ func (s *Service) claim(ctx context.Context, d *fulmarv1.Deployment) (*fulmarv1.
 	if err := s.heads.CaughtUp(ctx); err != nil {
 		return nil, err
 	}
-	heads := slices.Collect(maps.Values(s.heads.All()))
+	heads := s.heads.Having(messages.Ports(d.GetContent())...)
 	return s.bus.Heads.Edit(ctx, d.GetStack(), func(h *fulmarv1.Head) (*fulmarv1.Head, error) {
 		next, err := messages.Publish(h, d.GetGeneration(), time.Now())
 		if err != nil || next == h {
