@@ -20,8 +20,8 @@ type View[M proto.Message] struct {
 	mu      sync.Mutex
 	records map[string]M
 	having  map[string]map[string]bool // keys of records by term
-	seen    uint64        // revision up to which the view has caught up
-	moved   chan struct{} // closed when the view changes
+	seen    uint64                     // revision up to which the view has caught up
+	moved   chan struct{}              // closed when the view changes
 	ready   bool
 	over    bool // Run has ended
 }

@@ -1,4 +1,4 @@
-// Package firewall knows how what Fulmar publishes looks in iptables: it renders the rules, reads them back, and says
+// Package firewall knows how what Fulmar publishes looks in the kernel: it renders the rules, reads them back, and says
 // which of them have to change. nat is the only one who changes rules; gc reads whether the kernel still has any of a
 // generation.
 //
@@ -8,6 +8,9 @@
 // an old instance from opening flows from a published port again; table mangle: what keeps a packet outside of the window
 // from resetting a live connection), which stays until its instances have ended. Each rule that leads to a generation
 // carries the deployment's name, as in web-43, as its comment.
+//
+// With the backend [NFTables] what changes are elements instead, in the sets of one table of our own, whose rules stand.
+// They mean the same, and each names a deployment in its comment.
 //
 // The invariant: all rules of a generation come into force by one commit, before those of the generation that it
 // replaces, and nothing is changed that is not in a chain of ours or a hook to one.
