@@ -1,17 +1,14 @@
 package firewall
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net/netip"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
@@ -223,82 +220,6 @@ func TestWhateverOthersDoIsSetRight(t *testing.T) {
 	}
 }
 
-func TestWhateverOthersDoToTheTableIsSetRight(t *testing.T) {
-	for name, command := range map[string]string{
-		"everything flushed":       "flush ruleset",
-		"the table deleted":        "delete table ip fulmar",
-		"the table emptied":        "flush table ip fulmar",
-		"a chain flushed":          "flush chain ip fulmar guard",
-		"a rule replaced":          "flush chain ip fulmar output; add rule ip fulmar output accept",
-		"a rule added":             "add rule ip fulmar prerouting accept",
-		"the redirects flushed":    "flush map ip fulmar redirects",
-		"a redirect bent":          "delete element ip fulmar redirects { udp . 8000 }; add element ip fulmar redirects { udp . 8000 : 10.77.0.2 . 80 }",
-		"a redirect of nobody":     `add element ip fulmar redirects { tcp . 22 comment "web-41" : 10.77.0.2 . 80 }`,
-		"a guard deleted":          "delete element ip fulmar guards { 10.77.0.2 . udp . 80 }",
-		"a guarded port deleted":   "delete element ip fulmar ports { 8001 }",
-		"a bridge deleted":         `delete element ip fulmar bridges { "br-a" }`,
-		"an element without owner": "add element ip fulmar guards { 10.77.0.9 . udp . 80 }",
-	} {
-		t.Run(name, func(t *testing.T) {
-			k := freshKernel(t, NFTables)
-			want := someWant()
-			want.Gone = func(_ string, generation uint64) bool { return generation == 41 }
-			apply(t, k, want)
-			run(t, "nft", command)
-			if plan := planFor(t, k, want); !plan.Changes() && !plan.Removes() {
-				t.Fatal("not seen")
-			}
-			apply(t, k, want)
-		})
-	}
-}
-
-func TestABackendTakesOverWhatAnotherPublished(t *testing.T) {
-	for _, c := range [][2]Backend{{IPTables, NFTables}, {NFTables, IPTables}} {
-		t.Run(string(c[0])+" to "+string(c[1]), func(t *testing.T) {
-			want := someWant()
-			leaving := manyPorts("web", 41, "10.77.0.9", 2)
-			want.Draining = append(want.Draining, leaving)
-			apply(t, freshKernel(t, c[0]), want)
-			k, err := NewKernel(c[1])
-			if err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(k.Close)
-			want.Draining, want.Leaving = want.Draining[:1], []Publication{leaving}
-			plan := planFor(t, k, want)
-			if err := k.Install(t.Context(), plan); err != nil {
-				t.Fatal(err)
-			}
-			for _, p := range want.Live {
-				if got, err := Redirected(p); err != nil || !got {
-					t.Errorf("before the old backend's are removed, %s is redirected: %v, %v", p.Name(), got, err)
-				}
-			}
-			apply(t, k, want)
-			rules, sets := run(t, "iptables-save"), run(t, "nft", "list ruleset")
-			if got := strings.Contains(rules, "FULMAR-43"); got != (c[1] == IPTables) {
-				t.Errorf("chains of generations: %v\n%s", got, rules)
-			}
-			if got := strings.Contains(sets, "table ip fulmar"); got != (c[1] == NFTables) {
-				t.Errorf("a table of our own: %v", got)
-			}
-			if have, err := k.Read(t.Context()); err != nil || !have.Guards(leaving) {
-				t.Errorf("what is leaving has lost its guard: %v", err)
-			}
-		})
-	}
-}
-
-func TestMoreIsPublishedThanOneMessageHolds(t *testing.T) {
-	k := freshKernel(t, NFTables)
-	want := Want{Live: []Publication{manyPorts("web", 1, "10.77.0.2", 3000)}}
-	apply(t, k, want)
-	want.Live = []Publication{manyPorts("web", 1, "10.77.0.3", 3000)}
-	apply(t, k, want)
-	apply(t, k, Want{Gone: func(string, uint64) bool { return true }})
-}
-
 func TestRulesThatNoRecordExplainsStay(t *testing.T) {
 	eachBackend(t, rulesThatNoRecordExplainsStay)
 }
@@ -331,83 +252,6 @@ func rulesThatNoRecordExplainsStay(t *testing.T, k *Kernel) {
 	}
 }
 
-func TestForbiddingNamesTheChainsOfOthersThatDrop(t *testing.T) {
-	k := freshKernel(t, IPTables)
-	apply(t, k, someWant())
-	if got, err := Forbidding(); err != nil || len(got) > 0 {
-		t.Errorf("of our own: %v, %v", got, err)
-	}
-	run(t, "iptables", "-P", "FORWARD", "DROP") // our hook stands before it
-	t.Cleanup(func() { run(t, "iptables", "-P", "FORWARD", "ACCEPT") })
-	run(t, "nft", "add table inet wall; add chain inet wall over { type filter hook forward priority 0; policy drop; }; "+
-		"add chain inet wall into { type filter hook input priority 0; policy drop; }; add chain inet wall open { type filter hook forward priority 1; policy accept; }; add chain inet wall plain")
-	t.Cleanup(func() { run(t, "nft", "delete table inet wall") })
-	got, err := Forbidding()
-	if diff := cmp.Diff([]string{"inet wall over"}, got); err != nil || diff != "" {
-		t.Errorf("%v, forbidding (-want +got):\n%s", err, diff)
-	}
-}
-
-func TestWatchTellsWhoChangedSomething(t *testing.T) {
-	k := freshKernel(t, IPTables)
-	ctx, cancel := context.WithCancel(t.Context())
-	listening, pids, done := make(chan struct{}), make(chan int, 100), make(chan error)
-	go func() { done <- Watch(ctx, func() { close(listening) }, func(pid int) { pids <- pid }) }()
-	<-listening
-	if err := k.commit(ctx, "*nat\n:FULMAR - [0:0]\nCOMMIT\n", change{}); err != nil {
-		t.Fatal(err)
-	}
-	if pid := next(t, pids); !k.Own(pid) {
-		t.Errorf("our own change was by process %d, not one of ours", pid)
-	}
-	cmd := exec.Command("iptables", "-t", "nat", "-A", "FULMAR", "-j", "RETURN")
-	if err := cmd.Run(); err != nil {
-		t.Fatal(err)
-	}
-	if pid := next(t, pids); pid != cmd.Process.Pid || k.Own(pid) {
-		t.Errorf("another's change was by process %d, want %d", pid, cmd.Process.Pid)
-	}
-	own, err := NewKernel(NFTables)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(own.Close)
-	plan := planFor(t, own, someWant())
-	plan.Install = "" // what is left is about the table alone
-	if err := own.Install(ctx, plan); err != nil {
-		t.Fatal(err)
-	}
-	if pid := next(t, pids); !own.Own(pid) {
-		t.Errorf("a change of our own table was by %d, not by a thread of this process", pid)
-	}
-	run(t, "nft", "add table bridge other; add chain bridge other c; add rule bridge other c accept; delete table bridge other")
-	if _, err := k.Read(ctx); err != nil {
-		t.Fatal(err)
-	}
-	cmd = exec.Command("iptables", "-t", "nat", "-A", "FULMAR", "-j", "RETURN")
-	if err := cmd.Run(); err != nil {
-		t.Fatal(err)
-	}
-	if pid := next(t, pids); pid != cmd.Process.Pid {
-		t.Errorf("reading, or a change that is about bridges, was told: by process %d, not %d", pid, cmd.Process.Pid)
-	}
-	cancel()
-	if err := <-done; err != nil {
-		t.Errorf("ended with %v", err)
-	}
-}
-
-func next(t *testing.T, pids <-chan int) int {
-	t.Helper()
-	select {
-	case pid := <-pids:
-		return pid
-	case <-time.After(5 * time.Second):
-		t.Fatal("no change was told")
-		return 0
-	}
-}
-
 func TestTune(t *testing.T) {
 	nstest.NeedRoot(t)
 	nstest.Bridge(t, "br-tune", netip.MustParsePrefix("10.77.0.1/24"))
@@ -423,52 +267,6 @@ func TestTune(t *testing.T) {
 	if err := Tune(Network{"br-none", n.Prefix}.Sysctls()); err == nil || !strings.Contains(err.Error(), "br-none/route_localnet") {
 		t.Errorf("a bridge that is not there: %v", err)
 	}
-}
-
-func TestARefusedChangeSaysWhyAndTheNextIsMade(t *testing.T) {
-	k := freshKernel(t, IPTables)
-	for range 2 {
-		err := k.commit(t.Context(), "*nat\n-A NOWHERE -j RETURN\nCOMMIT\n", change{})
-		if err == nil || !strings.Contains(err.Error(), "iptables-restore") || !strings.Contains(err.Error(), "line") {
-			t.Errorf("got %v", err)
-		}
-		apply(t, k, someWant())
-	}
-}
-
-func TestARestorerThatWasKilledIsReplaced(t *testing.T) {
-	k := freshKernel(t, IPTables)
-	apply(t, k, someWant())
-	if err := k.restorer.cmd.Process.Kill(); err != nil {
-		t.Fatal(err)
-	}
-	if err := k.commit(t.Context(), "*nat\n:FULMAR-8 - [0:0]\nCOMMIT\n", change{}); err == nil {
-		t.Error("what nobody made was made")
-	}
-	apply(t, k, someWant())
-}
-
-func TestAnIptablesThatDoesNotAnswerIsRunForEachChange(t *testing.T) {
-	k := freshKernel(t, IPTables)
-	quiet := filepath.Join(t.TempDir(), "iptables-restore")
-	if err := os.WriteFile(quiet, []byte("#!/bin/sh\nexec iptables-restore \"$@\" >/dev/null\n"), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	k.restore = quiet
-	apply(t, k, someWant())
-	if !k.mute {
-		t.Error("it was taken to answer")
-	}
-}
-
-func TestAChangeThatTakesTooLongIsGivenUp(t *testing.T) {
-	k := freshKernel(t, IPTables)
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	if err := k.commit(ctx, "*nat\n:FULMAR-8 - [0:0]\nCOMMIT\n", change{}); !errors.Is(err, context.Canceled) {
-		t.Errorf("got %v", err)
-	}
-	apply(t, k, someWant())
 }
 
 func BenchmarkPublish(b *testing.B) {

@@ -1,0 +1,56 @@
+package firewall
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+func TestARefusedChangeSaysWhyAndTheNextIsMade(t *testing.T) {
+	k := freshKernel(t, IPTables)
+	for range 2 {
+		err := k.commit(t.Context(), "*nat\n-A NOWHERE -j RETURN\nCOMMIT\n", change{})
+		if err == nil || !strings.Contains(err.Error(), "iptables-restore") || !strings.Contains(err.Error(), "line") {
+			t.Errorf("got %v", err)
+		}
+		apply(t, k, someWant())
+	}
+}
+
+func TestARestorerThatWasKilledIsReplaced(t *testing.T) {
+	k := freshKernel(t, IPTables)
+	apply(t, k, someWant())
+	if err := k.restorer.cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if err := k.commit(t.Context(), "*nat\n:FULMAR-8 - [0:0]\nCOMMIT\n", change{}); err == nil {
+		t.Error("what nobody made was made")
+	}
+	apply(t, k, someWant())
+}
+
+func TestAnIptablesThatDoesNotAnswerIsRunForEachChange(t *testing.T) {
+	k := freshKernel(t, IPTables)
+	quiet := filepath.Join(t.TempDir(), "iptables-restore")
+	if err := os.WriteFile(quiet, []byte("#!/bin/sh\nexec iptables-restore \"$@\" >/dev/null\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	k.restore = quiet
+	apply(t, k, someWant())
+	if !k.mute {
+		t.Error("it was taken to answer")
+	}
+}
+
+func TestAChangeThatTakesTooLongIsGivenUp(t *testing.T) {
+	k := freshKernel(t, IPTables)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := k.commit(ctx, "*nat\n:FULMAR-8 - [0:0]\nCOMMIT\n", change{}); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+	apply(t, k, someWant())
+}

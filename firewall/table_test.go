@@ -1,0 +1,82 @@
+package firewall
+
+import (
+	"strings"
+	"testing"
+)
+
+func TestWhateverOthersDoToTheTableIsSetRight(t *testing.T) {
+	for name, command := range map[string]string{
+		"everything flushed":       "flush ruleset",
+		"the table deleted":        "delete table ip fulmar",
+		"the table emptied":        "flush table ip fulmar",
+		"a chain flushed":          "flush chain ip fulmar guard",
+		"a rule replaced":          "flush chain ip fulmar output; add rule ip fulmar output accept",
+		"a rule added":             "add rule ip fulmar prerouting accept",
+		"the redirects flushed":    "flush map ip fulmar redirects",
+		"a redirect bent":          "delete element ip fulmar redirects { udp . 8000 }; add element ip fulmar redirects { udp . 8000 : 10.77.0.2 . 80 }",
+		"a redirect of nobody":     `add element ip fulmar redirects { tcp . 22 comment "web-41" : 10.77.0.2 . 80 }`,
+		"a guard deleted":          "delete element ip fulmar guards { 10.77.0.2 . udp . 80 }",
+		"a guarded port deleted":   "delete element ip fulmar ports { 8001 }",
+		"a bridge deleted":         `delete element ip fulmar bridges { "br-a" }`,
+		"an element without owner": "add element ip fulmar guards { 10.77.0.9 . udp . 80 }",
+	} {
+		t.Run(name, func(t *testing.T) {
+			k := freshKernel(t, NFTables)
+			want := someWant()
+			want.Gone = func(_ string, generation uint64) bool { return generation == 41 }
+			apply(t, k, want)
+			run(t, "nft", command)
+			if plan := planFor(t, k, want); !plan.Changes() && !plan.Removes() {
+				t.Fatal("not seen")
+			}
+			apply(t, k, want)
+		})
+	}
+}
+
+func TestABackendTakesOverWhatAnotherPublished(t *testing.T) {
+	for _, c := range [][2]Backend{{IPTables, NFTables}, {NFTables, IPTables}} {
+		t.Run(string(c[0])+" to "+string(c[1]), func(t *testing.T) {
+			want := someWant()
+			leaving := manyPorts("web", 41, "10.77.0.9", 2)
+			want.Draining = append(want.Draining, leaving)
+			apply(t, freshKernel(t, c[0]), want)
+			k, err := NewKernel(c[1])
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(k.Close)
+			want.Draining, want.Leaving = want.Draining[:1], []Publication{leaving}
+			plan := planFor(t, k, want)
+			if err := k.Install(t.Context(), plan); err != nil {
+				t.Fatal(err)
+			}
+			for _, p := range want.Live {
+				if got, err := Redirected(p); err != nil || !got {
+					t.Errorf("before the old backend's are removed, %s is redirected: %v, %v", p.Name(), got, err)
+				}
+			}
+			apply(t, k, want)
+			rules, sets := run(t, "iptables-save"), run(t, "nft", "list ruleset")
+			if got := strings.Contains(rules, "FULMAR-43"); got != (c[1] == IPTables) {
+				t.Errorf("chains of generations: %v\n%s", got, rules)
+			}
+			if got := strings.Contains(sets, "table ip fulmar"); got != (c[1] == NFTables) {
+				t.Errorf("a table of our own: %v", got)
+			}
+			if have, err := k.Read(t.Context()); err != nil || !have.Guards(leaving) {
+				t.Errorf("what is leaving has lost its guard: %v", err)
+			}
+		})
+	}
+}
+
+func TestMoreIsPublishedThanOneMessageHolds(t *testing.T) {
+	k := freshKernel(t, NFTables)
+	want := Want{Live: []Publication{manyPorts("web", 1, "10.77.0.2", 3000)}}
+	apply(t, k, want)
+	want.Live = []Publication{manyPorts("web", 1, "10.77.0.3", 3000)}
+	apply(t, k, want)
+	apply(t, k, Want{Gone: func(string, uint64) bool { return true }})
+}
