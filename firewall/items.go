@@ -85,7 +85,7 @@ func publish(p Publication, all iter.Seq[Shown]) change {
 	maps.Insert(c.add, p.redirects())
 	led := map[item]bool{}
 	for other := range all {
-		if !other.Redirected || other.Stack != p.Stack { // no other stack has a port of it
+		if !other.Redirected { // of another stack it may be one that drains, and is not tidied up yet
 			continue
 		}
 		for key := range other.redirects() {

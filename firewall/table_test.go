@@ -1,6 +1,7 @@
 package firewall
 
 import (
+	"slices"
 	"strings"
 	"testing"
 )
@@ -79,4 +80,20 @@ func TestMoreIsPublishedThanOneMessageHolds(t *testing.T) {
 	want.Live = []Publication{manyPorts("web", 1, "10.77.0.3", 3000)}
 	apply(t, k, want)
 	apply(t, k, Want{Gone: func(string, uint64) bool { return true }})
+}
+
+func TestAPortGoesToAnotherStackBeforeTheOldRedirectIsRemoved(t *testing.T) {
+	eachBackend(t, func(t *testing.T, k *Kernel) {
+		want := someWant()
+		apply(t, k, want)
+		other := manyPorts("other", 44, "10.77.0.5", 40)
+		if err := k.Publish(t.Context(), other, slices.Values(want.shown())); err != nil {
+			t.Fatal(err)
+		}
+		want.Draining = append(want.Draining, want.Live[0])
+		want.Live[0] = other
+		if plan := planFor(t, k, want); plan.Changes() {
+			t.Errorf("after the switch there is still something missing:\n%s%v", plan.Install, plan.table)
+		}
+	})
 }

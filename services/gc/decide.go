@@ -65,6 +65,7 @@ type Facts struct {
 	Ended      int           // how many of these have exited
 	Flows      int           // TCP flows that the others still answer
 	IdleSince  time.Time     // when the first of the polls in a row was that found none; zero: the last one found some
+	Polled     time.Time     // when the last one was
 }
 
 // Concerned gives the generations of a head that an event is about: failed about its own; published and staged about all
@@ -122,7 +123,7 @@ func nextOfDrain(d *fulmarv1.HeadDeployment, f Facts, now time.Time) Action {
 		return Action{Do: Condemn, Why: "its instances have exited", Cause: "ended"}
 	case !now.Before(end):
 		return Action{Do: Condemn, Why: fmt.Sprintf("its drain time of %s is over, %d connections are cut", d.GetContent().GetDrain().AsDuration(), f.Flows), Cause: "timeout"}
-	case !f.IdleSince.IsZero() && now.Sub(f.IdleSince) >= apart:
+	case !f.IdleSince.IsZero() && f.Polled.Sub(f.IdleSince) >= apart:
 		return Action{Do: Condemn, Why: "its connections have ended", Cause: "idle"}
 	case !f.IdleSince.IsZero():
 		return Action{Do: Wait, Why: "its connections seem to have ended", After: firstLook}

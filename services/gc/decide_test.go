@@ -57,19 +57,25 @@ func TestNext(t *testing.T) {
 		"a drain ends with its time":                   {draining, "", Facts{Dying: 1, Flows: 3}, drain, Action{Do: Condemn, Why: "its drain time of 1m0s is over, 3 connections are cut", Cause: "timeout"}},
 		"one poll without connections is not enough": {
 			draining, "",
-			Facts{Dying: 1, IdleSince: since.Add(5 * time.Second)},
+			Facts{Dying: 1, IdleSince: since.Add(5 * time.Second), Polled: since.Add(5 * time.Second)},
 			5 * time.Second,
+			Action{Do: Wait, Why: "its connections seem to have ended", After: firstLook},
+		},
+		"nor is it when it is looked at late": {
+			draining, "",
+			Facts{Dying: 1, IdleSince: since.Add(5 * time.Second), Polled: since.Add(5 * time.Second)},
+			5*time.Second + apart,
 			Action{Do: Wait, Why: "its connections seem to have ended", After: firstLook},
 		},
 		"two polls that are close are not enough": {
 			draining, "",
-			Facts{Dying: 1, IdleSince: since.Add(5 * time.Second)},
+			Facts{Dying: 1, IdleSince: since.Add(5 * time.Second), Polled: since.Add(5*time.Second + apart - 1)},
 			5*time.Second + apart - 1,
 			Action{Do: Wait, Why: "its connections seem to have ended", After: firstLook},
 		},
 		"two polls without connections are": {
 			draining, "",
-			Facts{Dying: 1, IdleSince: since.Add(5 * time.Second)},
+			Facts{Dying: 1, IdleSince: since.Add(5 * time.Second), Polled: since.Add(5*time.Second + apart)},
 			5*time.Second + apart,
 			Action{Do: Condemn, Why: "its connections have ended", Cause: "idle"},
 		},

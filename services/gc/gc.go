@@ -216,7 +216,7 @@ func (s *Service) lookAtKernel(ctx context.Context, l looked, f *Facts) error {
 		return nil
 	}
 	p, err := s.polls.look(l.name(), addrs, time.Now, conntrack.Established)
-	f.Flows, f.IdleSince = p.flows, p.idleSince
+	f.Flows, f.IdleSince, f.Polled = p.flows, p.idleSince, p.at
 	return err
 }
 
