@@ -136,28 +136,34 @@ type table struct {
 
 // items plans what the sets should have.
 func (p *planner) items(want Want, have Have) {
+	byGeneration := func(a, b Publication) int { return cmp.Compare(a.Generation, b.Generation) }
+	live := slices.SortedFunc(slices.Values(want.Live), byGeneration)
+	led := items{}
+	for _, pub := range live {
+		maps.Insert(led, pub.redirects())
+	}
 	wanted := items{}
 	for _, n := range want.Networks {
 		wanted[item{set: setBridges, bridge: n.Bridge}] = meaning{}
 	}
-	byGeneration := func(a, b Publication) int { return cmp.Compare(a.Generation, b.Generation) }
-	live := slices.SortedFunc(slices.Values(want.Live), byGeneration)
-	for _, pub := range live {
-		maps.Insert(wanted, pub.redirects())
-	}
-	leaving := slices.DeleteFunc(slices.Clone(want.Leaving), func(pub Publication) bool { return !have.Guards(pub) })
-	for _, pub := range slices.SortedFunc(slices.Values(slices.Concat(live, want.Draining, leaving)), byGeneration) {
-		maps.Insert(wanted, pub.guards())
-	}
-	for _, pub := range live {
-		for key, m := range pub.redirects() {
-			if wanted[key] == m && have.table.items[key] != m {
-				p.Switched = append(p.Switched, pub)
-				break
+	if have.Backend == NFTables {
+		maps.Copy(wanted, led)
+		leaving := slices.DeleteFunc(slices.Clone(want.Leaving), func(pub Publication) bool { return !have.Guards(pub) })
+		for _, pub := range slices.SortedFunc(slices.Values(slices.Concat(live, want.Draining, leaving)), byGeneration) {
+			maps.Insert(wanted, pub.guards())
+		}
+		for _, pub := range live {
+			for key, m := range pub.redirects() {
+				if wanted[key] == m && have.table.items[key] != m {
+					p.Switched = append(p.Switched, pub)
+					break
+				}
 			}
 		}
+	} else {
+		want = want.bare()
 	}
-	kept := p.leftover(want, have, wanted)
+	kept := p.leftover(want, have, wanted, led)
 	switch {
 	case have.Backend == NFTables && !have.table.sound:
 		maps.Copy(kept, wanted)
@@ -180,17 +186,33 @@ func (p *planner) items(want Want, have Have) {
 	}
 }
 
-// leftover plans to remove what is not wanted, and gives what has to stay because no record explains it.
-func (p *planner) leftover(want Want, have Have, wanted items) items {
+// leftover plans to remove what is not wanted, and gives what has to stay because no record explains it, with the guards
+// of what stays, whomever they name. A port to which clients are led otherwise is no longer that of what nobody explains:
+// this table would come before iptables.
+func (p *planner) leftover(want Want, have Have, wanted, led items) items {
 	kept := items{}
 	for key, m := range have.table.items {
-		if _, ok := wanted[key]; ok {
+		_, ok := wanted[key]
+		_, taken := led[key]
+		stack, generation, ours := parseTag(m.owner)
+		if ok || taken || !ours || want.explains(generation) || want.Gone(stack, generation) {
 			continue
 		}
-		stack, generation, ours := parseTag(m.owner)
-		if ours && !want.explains(generation) && !want.Gone(stack, generation) {
-			kept[key] = m
-			p.unexplained[generation] = m.owner
+		kept[key] = m
+		p.unexplained[generation] = m.owner
+		if key.set != setRedirects {
+			continue
+		}
+		unexplained := Publication{Ports: []Port{{key.protocol, key.port, m.address, m.target}}}
+		for guard := range unexplained.guards() {
+			if of, there := have.table.items[guard]; there {
+				kept[guard] = of
+			}
+		}
+	}
+	for key := range have.table.items {
+		_, stays := kept[key]
+		if _, ok := wanted[key]; ok || stays {
 			continue
 		}
 		p.tidied.remove = append(p.tidied.remove, key)

@@ -70,11 +70,9 @@ func NewPlan(want Want, have Have) Plan {
 	p := &planner{
 		have: have, install: newScript(), remove: newScript(), kept: map[line]bool{}, explained: map[uint64]string{}, unexplained: map[uint64]string{},
 	}
-	rules, sets := want, want.bare()
+	rules := want
 	if have.Backend == NFTables {
-		rules, sets = sets, rules
-	} else {
-		sets.Networks = nil
+		rules = want.bare()
 	}
 	for _, h := range hooks() {
 		switch at := slices.Index(have.Rules[h.Table][h.Chain], h.Rule); {
@@ -89,7 +87,7 @@ func NewPlan(want Want, have Have) Plan {
 	}
 	p.generations(rules)
 	p.obsolete(rules)
-	p.items(sets, have)
+	p.items(want, have)
 	for _, generation := range slices.Sorted(maps.Keys(p.unexplained)) {
 		p.Unexplained = append(p.Unexplained, p.unexplained[generation])
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -32,7 +33,7 @@ const (
 type ownTable struct {
 	conn   *nftables.Conn
 	socket *netlink.Conn
-	made   string // the handles of its rules: nobody else can have made them
+	made   string // what stands in it: nobody else can have made that
 	own    *nftables.Table
 	sets   map[string]*nftables.Set
 	layout []ruled
@@ -90,14 +91,15 @@ func (t *ownTable) do(ctx context.Context, f func() error) error {
 func (t *ownTable) read(ctx context.Context) (have table, err error) {
 	err = t.do(ctx, func() error {
 		have = table{items: items{}}
-		if have.there, err = t.there(); err != nil || !have.there {
+		awake := false
+		if have.there, awake, err = t.there(); err != nil || !have.there {
 			return err
 		}
-		handles, err := t.handles()
+		made, err := t.standing()
 		if err != nil {
 			return err
 		}
-		have.sound = handles != "" && handles == t.made
+		have.sound = awake && made != "" && made == t.made
 		found, err := t.conn.GetSets(t.own) // those that are there: a table of that name may be somebody else's
 		if err != nil {
 			return err
@@ -130,22 +132,39 @@ func (t *ownTable) list(name string, found items) error {
 	return err
 }
 
-// there reports whether the kernel has the table.
-func (t *ownTable) there() (bool, error) {
+// there reports whether the kernel has the table, and whether its chains are at work: a table may be dormant.
+func (t *ownTable) there() (there, awake bool, err error) {
 	tables, err := t.conn.ListTablesOfFamily(t.own.Family)
-	return slices.ContainsFunc(tables, func(other *nftables.Table) bool { return other.Name == t.own.Name }), err
+	for _, other := range tables {
+		if other.Name == t.own.Name {
+			return true, other.Flags == 0, nil
+		}
+	}
+	return false, false, err
 }
 
-// handles names the table's rules, in their order, as the kernel numbers them: never twice the same.
-func (t *ownTable) handles() (string, error) {
+// standing names what stands in the table: its rules, in their order, as the kernel numbers them, never twice the same,
+// and what becomes of packets that no rule decides.
+func (t *ownTable) standing() (string, error) {
+	chains, err := t.conn.ListChainsOfTableFamily(t.own.Family)
+	if err != nil {
+		return "", err
+	}
 	var all []string
-	for _, c := range t.layout {
-		rules, err := t.conn.GetRules(t.own, c.chain)
+	for _, c := range chains {
+		if c.Table.Name != t.own.Name {
+			continue
+		}
+		rules, err := t.conn.GetRules(t.own, c)
 		if err != nil {
 			return "", err
 		}
+		all = append(all, c.Name)
+		if c.Policy != nil && *c.Policy != nftables.ChainPolicyAccept {
+			all = append(all, "drops")
+		}
 		for _, r := range rules {
-			all = append(all, fmt.Sprint(c.chain.Name, r.Handle))
+			all = append(all, strconv.FormatUint(r.Handle, 10))
 		}
 	}
 	return strings.Join(all, " "), nil
@@ -173,7 +192,7 @@ func (t *ownTable) commit(ctx context.Context, c change) error {
 			return err
 		}
 		var err error
-		t.made, err = t.handles()
+		t.made, err = t.standing()
 		return err
 	})
 	if err != nil {

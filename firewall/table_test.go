@@ -1,6 +1,7 @@
 package firewall
 
 import (
+	"errors"
 	"slices"
 	"strings"
 	"testing"
@@ -14,6 +15,9 @@ func TestWhateverOthersDoToTheTableIsSetRight(t *testing.T) {
 		"a chain flushed":          "flush chain ip fulmar guard",
 		"a rule replaced":          "flush chain ip fulmar output; add rule ip fulmar output accept",
 		"a rule added":             "add rule ip fulmar prerouting accept",
+		"a chain added":            "add chain ip fulmar mine { type filter hook forward priority -2; policy drop; }",
+		"a policy changed":         "chain ip fulmar guard { policy drop; }",
+		"the table put to sleep":   "add table ip fulmar { flags dormant; }",
 		"the redirects flushed":    "flush map ip fulmar redirects",
 		"a redirect bent":          "delete element ip fulmar redirects { udp . 8000 }; add element ip fulmar redirects { udp . 8000 : 10.77.0.2 . 80 }",
 		"a redirect of nobody":     `add element ip fulmar redirects { tcp . 22 comment "web-41" : 10.77.0.2 . 80 }`,
@@ -96,4 +100,39 @@ func TestAPortGoesToAnotherStackBeforeTheOldRedirectIsRemoved(t *testing.T) {
 			t.Errorf("after the switch there is still something missing:\n%s%v", plan.Install, plan.table)
 		}
 	})
+}
+
+func TestAPortIsTakenFromWhatNobodyExplainsInTheOtherBackend(t *testing.T) {
+	for _, c := range [][2]Backend{{IPTables, NFTables}, {NFTables, IPTables}} {
+		t.Run(string(c[0])+" to "+string(c[1]), func(t *testing.T) {
+			lost, other := manyPorts("web", 41, "10.77.0.9", 2), manyPorts("lost", 40, "10.77.0.8", 1)
+			other.Ports[0].Port = 9000
+			want := Want{Networks: someWant().Networks, Live: []Publication{lost, other}, Gone: func(string, uint64) bool { return false }}
+			apply(t, freshKernel(t, c[0]), want)
+			k, err := NewKernel(c[1])
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(k.Close)
+			want.Live = []Publication{manyPorts("web", 43, "10.77.0.2", 2)} // of the heads of web and lost nothing is left
+			for range 2 {
+				plan := planFor(t, k, want)
+				if err := errors.Join(k.Install(t.Context(), plan), k.Hook(plan.Missing...), k.Tidy(t.Context(), plan)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			have, err := k.Read(t.Context())
+			if err != nil || !have.Guards(other) {
+				t.Errorf("what nobody explains has no guard: %v", err)
+			}
+			for key, m := range want.Live[0].redirects() {
+				if led, there := have.table.items[key]; there && led != m {
+					t.Errorf("port %d leads to %s", key.port, led.owner)
+				}
+			}
+			if got, err := Redirected(other); err != nil || !got {
+				t.Errorf("what nobody else wants is no longer led to: %v, %v", got, err)
+			}
+		})
+	}
 }

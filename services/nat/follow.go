@@ -167,12 +167,12 @@ func (s *Service) restore(ctx context.Context, cause string) error {
 	}
 	s.rules.read, s.rules.networks, s.rules.shown = true, want.Networks, known(want, have)
 	s.report(plan.Unexplained)
-	for _, pub := range plan.Switched {
-		if err := s.flush(pub); err != nil {
-			return err
-		}
+	tidied := s.kernel.Tidy(ctx, plan)
+	var flushed error
+	for _, pub := range plan.Switched { // at last: what another backend has of a port may lead until it is removed
+		flushed = errors.Join(flushed, s.flush(pub))
 	}
-	if err := s.kernel.Tidy(ctx, plan); err != nil {
+	if err := errors.Join(tidied, flushed); err != nil {
 		return err
 	}
 	return forget(unheld(heads, plan.Ended))
