@@ -68,15 +68,15 @@ func startRestorer(program string) (*restorer, error) {
 func (r *restorer) restore(ctx context.Context, input string) error {
 	r.last++
 	answer := "# " + strconv.Itoa(r.last) + "\n"
-	kill := context.AfterFunc(ctx, func() { _ = r.cmd.Process.Kill() })
-	defer kill()
+	kept := context.AfterFunc(ctx, func() { _ = r.cmd.Process.Kill() })
+	defer kept()
 	var written sync.WaitGroup
 	written.Go(func() { _, _ = io.WriteString(r.in, input+answer) }) // an error shows by the end of its output
 	defer written.Wait()
 	for {
 		text, err := r.out.ReadString('\n')
 		switch {
-		case text == answer:
+		case text == answer && kept(): // else it is being killed, and the next input would meet that
 			return nil
 		case ctx.Err() != nil:
 			return ctx.Err()

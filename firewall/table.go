@@ -75,11 +75,14 @@ func (t *ownTable) do(ctx context.Context, f func() error) error {
 		return err
 	}
 	deadline, _ := ctx.Deadline()
-	err := t.socket.SetDeadline(deadline)
+	socket := t.socket
+	err := socket.SetDeadline(deadline)
 	if err == nil {
-		stop := context.AfterFunc(ctx, func() { _ = t.socket.SetDeadline(time.Unix(1, 0)) })
+		kept := context.AfterFunc(ctx, func() { _ = socket.SetDeadline(time.Unix(1, 0)) })
 		err = f()
-		stop()
+		if !kept() && err == nil { // the next use would meet the deadline that is being set
+			err = ctx.Err()
+		}
 	}
 	if err != nil {
 		t.close()
