@@ -198,16 +198,25 @@ func (s *Service) replace(e *entry, r record, image loaded) error {
 		}
 	}
 	if err := s.start(e, r, image, 0); err != nil {
-		err = errors.Join(err, s.store.dropRecord(r.Name), s.store.dropHandle(r.Name))
-		if e.inst != nil {
-			s.forget(e)
-		}
+		err = errors.Join(err, s.takeBack(e, r.Name))
 		if _, ok := errors.AsType[refusal](err); ok {
 			return err
 		}
 		return fmt.Errorf("could not create unikernel: %w", err)
 	}
 	return nil
+}
+
+// takeBack undoes a start that failed. What was stopped for it is forgotten, but what only waited to be started again still does.
+func (s *Service) takeBack(e *entry, name albatross.Name) error {
+	if e.inst != nil && e.inst.due {
+		s.markDue(name, e.inst.attempt+1)
+		return s.store.saveRecord(e.inst.record)
+	}
+	if e.inst != nil {
+		s.forget(e)
+	}
+	return errors.Join(s.store.dropRecord(name), s.store.dropHandle(name))
 }
 
 // info lists the unikernel of a name, or all in a path, named from there.

@@ -30,6 +30,7 @@ type instance struct {
 	console *console
 
 	stopping atomic.Bool   // a command ends it
+	due      bool          // it ended, and is to be started again; guarded by the mu of its entry
 	exited   chan struct{} // closed when the process is gone
 	gone     atomic.Bool   // so is all that it held
 	done     chan struct{} // closed when its console knows that too

@@ -267,6 +267,38 @@ func TestRestartAfterAnExit(t *testing.T) {
 		}
 		checkNothingLeft(t, cfg)
 	})
+	t.Run("though another could not take its place while it waited", func(t *testing.T) {
+		n := name(t, ":kept")
+		kept := restarting([]int{7}, "exit", "7")
+		d.create(t, n, kept)
+		count := 0
+		d.await(t, n, func(s string) bool {
+			if ended(s) {
+				count++
+			}
+			return count == 4 // now it waits 800 ms
+		})
+		blocked := filepath.Join(cfg.RunDir, "fifo", n.String()) // where the console of whatever is started has to be
+		if err := os.MkdirAll(filepath.Join(blocked, "x"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := d.ForceCreate(t.Context(), n, restarting(nil, "wait")); err == nil {
+			t.Fatal("it was created")
+		}
+		if err := os.RemoveAll(blocked); err != nil {
+			t.Fatal(err)
+		}
+		d.await(t, n, func(s string) bool {
+			if ended(s) {
+				count++
+			}
+			return count == 9 // the console begins with the four of before
+		})
+		if err := d.Destroy(t.Context(), n); err != nil {
+			t.Error(err)
+		}
+		checkNothingLeft(t, cfg)
+	})
 	t.Run("without --name if that is not known", func(t *testing.T) {
 		n := name(t, "x:labelled")
 		ucfg := unikernel(image, 0, "wait")
