@@ -6,8 +6,8 @@
 // changes are the rules of the generations, in three parts: the redirect (table nat: a chain FULMAR-<generation> of
 // translations and the jumps to it), which exists while the generation is live, and the guard (table filter: what stops
 // an old instance from opening flows from a published port again; table mangle: what keeps a packet outside of the window
-// from resetting a live connection), which stays until its instances have ended. Each rule that leads to a generation
-// carries the deployment's name, as in web-43, as its comment.
+// from resetting a live connection), which stays until its instances have ended. The first rule of a generation's chain, and
+// each rule that it has in a shared chain without one of its own, carries the deployment's name, as in web-43, as its comment.
 //
 // With the backend [NFTables] what changes are elements instead, in the sets of one table of our own, whose rules stand.
 // They mean the same, and each names a deployment in its comment.
@@ -115,12 +115,11 @@ type line struct{ table, chain, rule string }
 func (p Publication) redirect() (content, jumps []line) {
 	chain := chainOf(p.Generation)
 	for _, port := range p.sorted() {
-		content = append(content, line{tableNAT, chain, fmt.Sprintf("-p %s -m %s --dport %d -j DNAT --to-destination %s:%d",
-			port.Protocol, port.Protocol, port.Port, port.Address, port.Target)})
+		content = append(content, line{tableNAT, chain, fmt.Sprintf("%s%s -j DNAT --to-destination %s:%d",
+			match(port.Protocol, "d", strconv.Itoa(int(port.Port))), p.label(len(content)), port.Address, port.Target)})
 	}
 	for _, ports := range p.chunks(func(port Port) (string, uint16) { return port.Protocol, port.Port }) {
-		jumps = append(jumps, line{tableNAT, chainMain, fmt.Sprintf("-p %s -m multiport --dports %s -m comment --comment %s -j %s",
-			ports.key, ports.list, p.Name(), chain)})
+		jumps = append(jumps, line{tableNAT, chainMain, fmt.Sprintf("%s -j %s", match(ports.key, "d", ports.list), chain)})
 	}
 	return content, jumps
 }
@@ -131,20 +130,36 @@ func (p Publication) guard() (content, jumps []line) {
 	chain := chainOf(p.Generation)
 	for _, ports := range p.chunks(func(port Port) (string, uint16) { return port.Address.String() + " " + port.Protocol, port.Target }) {
 		address, protocol, _ := strings.Cut(ports.key, " ")
-		content = append(content, line{tableFilter, chain, fmt.Sprintf("-s %s/32 -p %s -m multiport --sports %s -j DROP",
-			address, protocol, ports.list)})
+		content = append(content, line{tableFilter, chain, fmt.Sprintf("-s %s/32 %s%s -j DROP",
+			address, match(protocol, "s", ports.list), p.label(len(content)))})
 	}
 	for _, address := range p.Addresses() {
-		jumps = append(jumps, line{tableFilter, chainGuard, fmt.Sprintf("-s %s/32 -m comment --comment %s -j %s",
-			address, p.Name(), chain)})
+		jumps = append(jumps, line{tableFilter, chainGuard, fmt.Sprintf("-s %s/32 -j %s", address, chain)})
 	}
 	for _, ports := range p.chunks(func(port Port) (string, uint16) { return port.Protocol, port.Port }) {
 		if ports.key == "tcp" {
-			jumps = append(jumps, line{tableMangle, chainMain, fmt.Sprintf("-p tcp -m multiport --dports %s -m comment --comment %s -j DROP",
-				ports.list, p.Name())})
+			jumps = append(jumps, line{tableMangle, chainMain, fmt.Sprintf("%s%s -j DROP", match(ports.key, "d", ports.list), p.label(0))})
 		}
 	}
 	return content, jumps
+}
+
+// label is the comment of the rule of that number in a chain. In the chain of a generation the first rule has one, and the
+// jumps to it have none: the kernel copies and checks all jumps at each change.
+func (p Publication) label(number int) string {
+	if number > 0 {
+		return ""
+	}
+	return " -m comment --comment " + p.Name()
+}
+
+// match matches a list of source ("s") or destination ("d") ports, as iptables-save prints it. The match of a single port is
+// less to copy.
+func match(protocol, side, list string) string {
+	if strings.Contains(list, ",") {
+		return fmt.Sprintf("-p %s -m multiport --%sports %s", protocol, side, list)
+	}
+	return fmt.Sprintf("-p %s -m %s --%sport %s", protocol, protocol, side, list)
 }
 
 // Addresses are the addresses of the instances that p leads to.

@@ -202,8 +202,9 @@ func TestWhateverOthersDoIsSetRight(t *testing.T) {
 		"a base rule deleted":            {"-D FULMAR 3"},
 		"a guard deleted":                {"-D FULMAR-GEN 1"},
 		"a rule of another in our chain": {"-t nat -I FULMAR -j RETURN"},
-		"a rule of ours doubled":         {"-t mangle -A FULMAR -p tcp -m multiport --dports 9000 -m comment --comment dns-7 -j DROP"},
+		"a rule of ours doubled":         {"-t mangle -A FULMAR -p tcp -m tcp --dport 9000 -m comment --comment dns-7 -j DROP"},
 		"an empty chain of nobody":       {"-t nat -N FULMAR-5"},
+		"a jump to it":                   {"-t nat -N FULMAR-5", "-t nat -A FULMAR -p tcp --dport 9 -j FULMAR-5"},
 	}
 	for name, commands := range harm {
 		t.Run(name, func(t *testing.T) {

@@ -178,7 +178,7 @@ func (p *planner) obsolete(want Want) {
 				seen[l] = true
 				continue
 			}
-			stack, generation, ours := owner(rule)
+			stack, generation, ours := p.have.Rules.owner(chain.table, rule)
 			if ours && p.explained[generation] == "" && !want.Gone(stack, generation) {
 				p.unexplained[generation] = tag(stack, generation)
 				continue

@@ -29,27 +29,27 @@ func TestRenderedInputs(t *testing.T) {
 COMMIT
 *filter
 :FULMAR-43 - [0:0]
--A FULMAR-43 -s 10.0.0.2/32 -p tcp -m multiport --sports 2525 -j DROP
--A FULMAR-43 -s 10.0.0.2/32 -p udp -m multiport --sports 53 -j DROP
--A FULMAR-43 -s 10.0.0.3/32 -p tcp -m multiport --sports 143 -j DROP
--I FULMAR-GEN 1 -s 10.0.0.2/32 -m comment --comment mail-43 -j FULMAR-43
--I FULMAR-GEN 1 -s 10.0.0.3/32 -m comment --comment mail-43 -j FULMAR-43
+-A FULMAR-43 -s 10.0.0.2/32 -p tcp -m tcp --sport 2525 -m comment --comment mail-43 -j DROP
+-A FULMAR-43 -s 10.0.0.2/32 -p udp -m udp --sport 53 -j DROP
+-A FULMAR-43 -s 10.0.0.3/32 -p tcp -m tcp --sport 143 -j DROP
+-I FULMAR-GEN 1 -s 10.0.0.2/32 -j FULMAR-43
+-I FULMAR-GEN 1 -s 10.0.0.3/32 -j FULMAR-43
 COMMIT
 *nat
 :FULMAR-43 - [0:0]
--A FULMAR-43 -p tcp -m tcp --dport 25 -j DNAT --to-destination 10.0.0.2:2525
+-A FULMAR-43 -p tcp -m tcp --dport 25 -m comment --comment mail-43 -j DNAT --to-destination 10.0.0.2:2525
 -A FULMAR-43 -p tcp -m tcp --dport 587 -j DNAT --to-destination 10.0.0.2:2525
 -A FULMAR-43 -p tcp -m tcp --dport 993 -j DNAT --to-destination 10.0.0.3:143
 -A FULMAR-43 -p udp -m udp --dport 53 -j DNAT --to-destination 10.0.0.2:53
--I FULMAR 1 -p tcp -m multiport --dports 25,587,993 -m comment --comment mail-43 -j FULMAR-43
--I FULMAR 1 -p udp -m multiport --dports 53 -m comment --comment mail-43 -j FULMAR-43
+-I FULMAR 1 -p tcp -m multiport --dports 25,587,993 -j FULMAR-43
+-I FULMAR 1 -p udp -m udp --dport 53 -j FULMAR-43
 COMMIT
 `},
 		"a switch to nothing": {Publish(Publication{Stack: "mail", Generation: 43}), "\n"},
 		"a removal of redirects": {Remove([]Publication{mail()}, nil), `
 *nat
--D FULMAR -p tcp -m multiport --dports 25,587,993 -m comment --comment mail-43 -j FULMAR-43
--D FULMAR -p udp -m multiport --dports 53 -m comment --comment mail-43 -j FULMAR-43
+-D FULMAR -p tcp -m multiport --dports 25,587,993 -j FULMAR-43
+-D FULMAR -p udp -m udp --dport 53 -j FULMAR-43
 -F FULMAR-43
 -X FULMAR-43
 COMMIT
@@ -59,8 +59,8 @@ COMMIT
 -D FULMAR -p tcp -m multiport --dports 25,587,993 -m comment --comment mail-43 -j DROP
 COMMIT
 *filter
--D FULMAR-GEN -s 10.0.0.2/32 -m comment --comment mail-43 -j FULMAR-43
--D FULMAR-GEN -s 10.0.0.3/32 -m comment --comment mail-43 -j FULMAR-43
+-D FULMAR-GEN -s 10.0.0.2/32 -j FULMAR-43
+-D FULMAR-GEN -s 10.0.0.3/32 -j FULMAR-43
 -F FULMAR-43
 -X FULMAR-43
 COMMIT
@@ -110,7 +110,7 @@ func TestPortsAreSplitByWhatARuleTakes(t *testing.T) {
 	_, jumps := manyPorts("web", 1, "10.0.0.2", 31).redirect()
 	var sizes []int
 	for _, l := range jumps {
-		sizes = append(sizes, len(strings.Split(word(l.rule, "--dports"), ",")))
+		sizes = append(sizes, len(strings.Split(word(l.rule, "--dports"), ","))) // of one port, a rule has another word
 	}
 	if diff := cmp.Diff([]int{15, 15, 1, 15, 15, 1}, sizes); diff != "" {
 		t.Errorf("ports a rule (-want +got):\n%s", diff)
@@ -135,23 +135,26 @@ func TestParse(t *testing.T) {
 :PREROUTING ACCEPT [1:60]
 :DOCKER - [0:0]
 :FULMAR - [0:0]
+:FULMAR-43 - [0:0]
 :FULMARIUS - [0:0]
 -A PREROUTING -m addrtype --dst-type LOCAL -j FULMAR
 -A DOCKER -i docker0 -j RETURN
 -A FULMARIUS -j RETURN
--A FULMAR -p tcp -m multiport --dports 80 -m comment --comment web-1-43 -j FULMAR-43
+-A FULMAR -p tcp -m tcp --dport 80 -j FULMAR-43
+-A FULMAR-43 -p tcp -m tcp --dport 80 -m comment --comment web-1-43 -j DNAT --to-destination 10.0.0.2:80
 COMMIT
 # Completed
 `
 	got, err := Parse(strings.NewReader(save))
 	want := Ruleset{"nat": {
 		"PREROUTING": {"-m addrtype --dst-type LOCAL -j FULMAR"},
-		"FULMAR":     {"-p tcp -m multiport --dports 80 -m comment --comment web-1-43 -j FULMAR-43"},
+		"FULMAR":     {"-p tcp -m tcp --dport 80 -j FULMAR-43"},
+		"FULMAR-43":  {"-p tcp -m tcp --dport 80 -m comment --comment web-1-43 -j DNAT --to-destination 10.0.0.2:80"},
 	}}
 	if diff := cmp.Diff(want, got); err != nil || diff != "" {
 		t.Errorf("%v, ruleset (-want +got):\n%s", err, diff)
 	}
-	if stack, generation, ok := owner(got["nat"]["FULMAR"][0]); stack != "web-1" || generation != 43 || !ok {
+	if stack, generation, ok := got.owner("nat", got["nat"]["FULMAR"][0]); stack != "web-1" || generation != 43 || !ok {
 		t.Errorf("owner %s, %d, %v", stack, generation, ok)
 	}
 	if _, err := Parse(strings.NewReader("iptables: who are you?\n")); err == nil {

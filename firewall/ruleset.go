@@ -103,9 +103,16 @@ func word(rule, option string) string {
 	return rest
 }
 
-// owner tells which deployment a rule of a shared chain leads to.
-func owner(rule string) (stack string, generation uint64, ok bool) {
-	return parseTag(word(rule, "--comment"))
+// owner tells which deployment a rule of a shared chain belongs to: by its comment, or by that in the chain to which it leads.
+func (r Ruleset) owner(table, rule string) (stack string, generation uint64, ok bool) {
+	name := word(rule, "--comment")
+	for _, labelled := range r[table][word(rule, "-j")] {
+		if name != "" {
+			break
+		}
+		name = word(labelled, "--comment")
+	}
+	return parseTag(name)
 }
 
 // guarded gives the address that a rule of the guards' shared chain is for.

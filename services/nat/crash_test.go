@@ -283,7 +283,7 @@ func everythingFlushedWhileTheBusIsDownIsRestored(t *testing.T, w *world) {
 	w.deploy(t, web(1, first))
 	w.deploy(t, web(2, second))
 	w.server.Stop()
-	guard := map[firewall.Backend]string{firewall.IPTables: "--comment web-1 -j FULMAR-1", firewall.NFTables: `10.79.0.2 . tcp . 80 comment "web-1"`}[w.backend]
+	guard := map[firewall.Backend]string{firewall.IPTables: "-s 10.79.0.2/32 -j FULMAR-1\n", firewall.NFTables: `10.79.0.2 . tcp . 80 comment "web-1"`}[w.backend]
 	for range 3 { // each look fails, and none may put the next one off for long
 		w.flushEverything(t)
 		until(t, func() error {
