@@ -333,14 +333,17 @@ func (w *world) flowing(load *lab.Load, text string, more int) {
 	})
 }
 
-// unfailing ends a load and fails the test if a request failed.
+// unfailing ends a load and fails the test if a request failed, or was answered only because a packet was sent again.
 func (w *world) unfailing(load *lab.Load) lab.Result {
 	w.t.Helper()
 	r := load.Stop()
 	if r.Failed > 0 {
 		w.t.Errorf("of %d requests %d failed: %v", r.Requests, r.Failed, r.Errors)
 	}
-	w.t.Logf("answers %v, the slowest took %v, %d late", r.Bodies, r.Slowest, r.Behind)
+	if err := r.Dropped(); err != nil {
+		w.t.Error(err)
+	}
+	w.t.Logf("answers %v, the slowest took %v, %d late, %d packets sent again", r.Bodies, r.Slowest, r.Behind, r.Resent)
 	return r
 }
 

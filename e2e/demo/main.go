@@ -89,7 +89,8 @@ func show(ctx context.Context, l *lab.Lab, image string) error {
 	for reason, n := range result.Errors {
 		say("%d requests failed: %s", n, reason)
 	}
-	say("answers: %d by v1, %d by v2; the slowest took %.1f ms", result.Bodies["v1"], result.Bodies["v2"], float64(result.Slowest.Microseconds())/1000)
+	say("answers: %d by v1, %d by v2; the slowest took %.1f ms; packets sent again: %d", result.Bodies["v1"], result.Bodies["v2"],
+		float64(result.Slowest.Microseconds())/1000, result.Resent)
 	fmt.Printf("requests %d, failed %d\n", result.Requests, result.Failed)
 	switch {
 	case result.Failed > 0:
@@ -97,7 +98,7 @@ func show(ctx context.Context, l *lab.Lab, image string) error {
 	case result.Bodies["v1"] == 0 || result.Bodies["v2"] == 0:
 		return fmt.Errorf("not both versions answered: %v", result.Bodies)
 	}
-	return nil
+	return result.Dropped()
 }
 
 // updates deploys the second version under load and rolls it back, and sees each of them answer.

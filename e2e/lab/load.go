@@ -21,8 +21,10 @@ const (
 
 // Load is a stream of HTTP requests, each on a new connection, at a constant rate that does not wait for answers.
 type Load struct {
-	stop chan struct{}
-	wg   sync.WaitGroup
+	clients *Space
+	resent  int // before it
+	stop    chan struct{}
+	wg      sync.WaitGroup
 
 	mu     sync.Mutex
 	result Result
@@ -37,6 +39,7 @@ type Result struct {
 	Answers  []Answer
 	Slowest  time.Duration
 	Behind   int // requests that started over 100 ms late because all workers were busy
+	Resent   int // connections whose first packet was lost
 }
 
 // Answer is one good answer.
@@ -65,7 +68,12 @@ func (r Result) Mixed(before string) []Answer {
 
 // Load starts a load of rate requests a second from the clients to an address.
 func (l *Lab) Load(to netip.AddrPort, rate int) *Load {
-	load := &Load{stop: make(chan struct{}), result: Result{Errors: map[string]int{}, Bodies: map[string]int{}}}
+	load := &Load{clients: l.Clients, stop: make(chan struct{}), result: Result{Errors: map[string]int{}, Bodies: map[string]int{}}}
+	resent, err := l.Clients.resent()
+	if err != nil {
+		load.fail(err)
+	}
+	load.resent = resent
 	turns := make(chan time.Time, rate) // a second of requests may wait for a worker
 	load.wg.Go(func() {
 		defer close(turns)
@@ -100,6 +108,11 @@ func (l *Lab) Load(to netip.AddrPort, rate int) *Load {
 func (l *Load) Stop() Result {
 	close(l.stop)
 	l.wg.Wait()
+	resent, err := l.clients.resent()
+	if err != nil {
+		l.fail(err)
+	}
+	l.result.Resent = resent - l.resent
 	return l.result
 }
 
@@ -122,12 +135,17 @@ func (l *Load) count(due time.Time, request func() (string, error)) {
 		l.result.Behind++
 	}
 	if err != nil {
-		l.result.Failed++
-		l.result.Errors[reason(err)]++
+		l.fail(err)
 		return
 	}
 	l.result.Bodies[body]++
 	l.result.Answers = append(l.result.Answers, Answer{begin, end, body})
+}
+
+// fail counts what failed. It is called before the load starts, after its end, or with the lock.
+func (l *Load) fail(err error) {
+	l.result.Failed++
+	l.result.Errors[reason(err)]++
 }
 
 // reason is an error without the addresses and ports that make every one different.
