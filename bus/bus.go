@@ -129,7 +129,7 @@ func (b *Bus) last(ctx context.Context, stack string, generation uint64) (*jetst
 }
 
 // Say publishes a step as the one successor of the event at stream sequence cause (0: there is none yet). It is
-// [ErrMoved] when the deployment's chain has moved on. Time and service are filled in.
+// [ErrMoved] when the deployment's chain has moved on. Time and service are filled in, and it is logged.
 func (b *Bus) Say(ctx context.Context, e *fulmarv1.Event, cause uint64) error {
 	d := e.GetDeployment()
 	host := d.GetNetwork().GetHost()
@@ -147,7 +147,17 @@ func (b *Bus) Say(ctx context.Context, e *fulmarv1.Event, cause uint64) error {
 		return fmt.Errorf("say %s of %s: %w", e.GetVerb(), messages.DeploymentName(d.GetStack(), d.GetGeneration()), err)
 	}
 	b.metrics.said.WithLabelValues(e.GetVerb()).Inc()
+	b.Log.Log(ctx, levelOf(messages.Verb(e.GetVerb())), "deployment moved", "deployment", messages.DeploymentName(d.GetStack(), d.GetGeneration()), "verb", e.GetVerb(), "reason", e.GetReason())
 	return nil
+}
+
+// levelOf is the level at which an event is logged: what went wrong is shown to whoever is not shown every step.
+func levelOf(v messages.Verb) slog.Level {
+	switch v {
+	case messages.Failed, messages.Rejected, messages.Unhealthy, messages.Exited:
+		return slog.LevelWarn
+	}
+	return slog.LevelInfo
 }
 
 // wrongSequence reports whether a publish was refused because of the sequence that it expected.
@@ -156,7 +166,8 @@ func wrongSequence(err error) bool {
 	return ok && (api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence || api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequenceConstant)
 }
 
-// Observe publishes an observation of a unit. It is no step and has no place in the chain.
+// Observe publishes an observation of a unit. It is no step and has no place in the chain. It
+// is logged.
 func (b *Bus) Observe(ctx context.Context, verb messages.Verb, d *fulmarv1.Deployment, unit, reason string) error {
 	e := &fulmarv1.Event{
 		Verb: string(verb), Time: timestamppb.New(time.Now()), Service: b.options.Service,
@@ -170,6 +181,7 @@ func (b *Bus) Observe(ctx context.Context, verb messages.Verb, d *fulmarv1.Deplo
 	if _, err := b.JS.Publish(ctx, subject, body); err != nil {
 		return fmt.Errorf("observe %s of unit %s: %w", verb, unit, err)
 	}
+	b.Log.Log(ctx, levelOf(verb), "unit changed", "deployment", messages.DeploymentName(d.GetStack(), d.GetGeneration()), "unit", unit, "verb", verb, "reason", reason)
 	return nil
 }
 

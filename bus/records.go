@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
+	"strings"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -47,16 +49,32 @@ func (b *Bucket[M]) empty() M {
 	return zero.ProtoReflect().New().Interface().(M)
 }
 
-func (b *Bucket[M]) decode(e jetstream.KeyValueEntry) (M, error) {
+// decode reads an entry; the only error is an [UnreadableError].
+func (b *Bucket[M]) decode(e jetstream.KeyValueEntry) (M, *UnreadableError) {
 	m := b.empty()
 	if err := proto.Unmarshal(e.Value(), m); err != nil {
-		return m, fmt.Errorf("record %s of bucket %s at revision %d: %w", e.Key(), e.Bucket(), e.Revision(), err)
+		return b.empty(), &UnreadableError{Bucket: e.Bucket(), Key: e.Key(), Revision: e.Revision(), Err: err}
 	}
 	return m, nil
 }
 
+// UnreadableError reports a record that is there and cannot be decoded.
+type UnreadableError struct {
+	Bucket, Key string
+	Revision    uint64
+	Err         error
+}
+
+// Error names the record.
+func (u *UnreadableError) Error() string {
+	return fmt.Sprintf("record %s of bucket %s cannot be read at revision %d: %s", u.Key, u.Bucket, u.Revision, u.Err)
+}
+
+// Unwrap gives why it cannot be read.
+func (u *UnreadableError) Unwrap() error { return u.Err }
+
 // Get gives the record of a key and its revision. An absent one is empty; its revision is what [Bucket.Put] takes to
-// create it.
+// create it. Of one that is an [UnreadableError] it gives the revision too, with which it can be replaced or deleted.
 func (b *Bucket[M]) Get(ctx context.Context, key string) (M, uint64, error) {
 	e, err := b.kv.Get(ctx, key)
 	if errors.Is(err, jetstream.ErrKeyNotFound) {
@@ -65,8 +83,11 @@ func (b *Bucket[M]) Get(ctx context.Context, key string) (M, uint64, error) {
 	if err != nil {
 		return b.empty(), 0, fmt.Errorf("get %s of bucket %s: %w", key, b.kv.Bucket(), err)
 	}
-	m, err := b.decode(e)
-	return m, e.Revision(), err
+	m, unreadable := b.decode(e)
+	if unreadable != nil {
+		return m, e.Revision(), unreadable
+	}
+	return m, e.Revision(), nil
 }
 
 // Put writes the record of a key if its revision is still rev; 0 means that there is none.
@@ -125,29 +146,43 @@ func (b *Bucket[M]) Edit(ctx context.Context, key string, edit func(M) (M, error
 	}
 }
 
-// All gives every record by its key.
+// All gives every record by its key. One that cannot be read is an error.
 func (b *Bucket[M]) All(ctx context.Context) (map[string]M, error) {
+	all, bad, err := b.Readable(ctx)
+	if err == nil && len(bad) > 0 {
+		err = bad[0]
+	}
+	if err != nil {
+		return nil, err
+	}
+	return all, nil
+}
+
+// Readable gives every record that can be read, by its key, and tells of those that cannot, in the order of their keys.
+func (b *Bucket[M]) Readable(ctx context.Context) (all map[string]M, bad []*UnreadableError, err error) {
 	w, err := b.kv.WatchAll(ctx, jetstream.IgnoreDeletes())
 	if err != nil {
-		return nil, fmt.Errorf("read bucket %s: %w", b.kv.Bucket(), err)
+		return nil, nil, fmt.Errorf("read bucket %s: %w", b.kv.Bucket(), err)
 	}
-	all := map[string]M{}
+	all = map[string]M{}
 	for {
 		select {
 		case e, open := <-w.Updates():
 			if !open {
-				return nil, fmt.Errorf("read bucket %s: the watch ended", b.kv.Bucket())
+				return nil, nil, fmt.Errorf("read bucket %s: the watch ended", b.kv.Bucket())
 			}
 			if e == nil {
-				return all, w.Stop()
+				slices.SortFunc(bad, func(a, b *UnreadableError) int { return strings.Compare(a.Key, b.Key) })
+				return all, bad, w.Stop()
 			}
-			m, err := b.decode(e)
-			if err != nil {
-				return nil, errors.Join(err, w.Stop())
+			m, unreadable := b.decode(e)
+			if unreadable != nil {
+				bad = append(bad, unreadable)
+				continue
 			}
 			all[e.Key()] = m
 		case <-ctx.Done():
-			return nil, errors.Join(ctx.Err(), w.Stop())
+			return nil, nil, errors.Join(ctx.Err(), w.Stop())
 		}
 	}
 }

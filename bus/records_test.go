@@ -11,6 +11,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"google.golang.org/protobuf/testing/protocmp"
 
+	"fulmar/bus"
 	"fulmar/messages"
 	fulmarv1 "fulmar/messages/fulmar/v1"
 )
@@ -262,11 +263,20 @@ func TestAnUnreadableRecordIsAnError(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := w.Leases.Get(t.Context(), "lan.10.0.0.7"); err == nil {
-		t.Error("it was read")
+	w.put("lan.10.0.0.8", "web.web.1")
+	_, rev, err := w.Leases.Get(t.Context(), "lan.10.0.0.7")
+	if unreadable, ok := errors.AsType[*bus.UnreadableError](err); !ok || unreadable.Key != "lan.10.0.0.7" || unreadable.Revision != rev {
+		t.Errorf("got revision %d, %v", rev, err)
 	}
 	if _, err := w.Leases.All(t.Context()); err == nil {
 		t.Error("it was read with all")
+	}
+	all, bad, err := w.Leases.Readable(t.Context())
+	if err != nil || len(bad) != 1 || bad[0].Key != "lan.10.0.0.7" {
+		t.Errorf("those that cannot be read are %v, %v", bad, err)
+	}
+	if diff := cmp.Diff(map[string]*fulmarv1.Lease{"lan.10.0.0.8": leaseOf("web.web.1")}, all, protocmp.Transform()); diff != "" {
+		t.Errorf("those that can (-want +got):\n%s", diff)
 	}
 	v := w.Leases.View()
 	w.start(v.Run)

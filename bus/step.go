@@ -99,10 +99,6 @@ func (b *Bus) succeed(ctx context.Context, e *fulmarv1.Event, verb messages.Verb
 	if errors.Is(err, ErrMoved) {
 		return nil // another delivery said it
 	}
-	if err == nil {
-		d := e.GetDeployment()
-		b.Log.Info("deployment moved", "deployment", messages.DeploymentName(d.GetStack(), d.GetGeneration()), "verb", e.GetVerb(), "reason", e.GetReason())
-	}
 	return err
 }
 

@@ -251,11 +251,7 @@ func (s *Service) say(ctx context.Context, l looked) error {
 		e.Verb, e.Deployment.Dying = string(messages.Failed), nil
 		e.Reason, e.ReasonCode = l.action.Why, fulmarv1.ReasonCode_REASON_CODE_DEADLINE
 	}
-	if err := s.bus.Say(ctx, e, l.sequence); err != nil {
-		return err
-	}
-	s.log.Info("deployment moved", "deployment", l.name(), "verb", e.GetVerb(), "dying", len(e.GetDeployment().GetDying()))
-	return nil
+	return s.bus.Say(ctx, e, l.sequence)
 }
 
 // deploymentOf gives the deployment of a chain's last event, or an empty one if there is none.

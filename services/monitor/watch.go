@@ -308,7 +308,6 @@ func (w *watcher) observe(ctx context.Context, verb messages.Verb, reason string
 		if err := w.service.bus.Observe(ctx, verb, w.target.deployment, w.target.unit, reason); err != nil {
 			return err
 		}
-		w.service.bus.Log.Info("unit changed", "deployment", messages.DeploymentName(w.target.stack, w.target.generation), "unit", w.target.unit, "verb", verb, "reason", reason)
 	}
 	w.say(verb)
 	return nil
