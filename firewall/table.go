@@ -263,7 +263,7 @@ func sets(own *nftables.Table) map[string]*nftables.Set {
 			KeyType: nftables.MustConcatSetType(nftables.TypeIPAddr, nftables.TypeInetProto, nftables.TypeInetService),
 		},
 		{Name: setPorts, KeyType: nftables.TypeInetService},
-		{Name: setBridges, KeyType: nftables.TypeIFName},
+		{Name: setBridges, KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian}, // for people: without it nft shows no name
 	} {
 		s.Table, s.ID = own, uint32(i+1) // within one commit
 		all[s.Name] = s

@@ -77,6 +77,16 @@ func TestABackendTakesOverWhatAnotherPublished(t *testing.T) {
 	}
 }
 
+func TestPeopleCanReadTheTable(t *testing.T) {
+	apply(t, freshKernel(t, NFTables), someWant())
+	shown := run(t, "nft", "list table ip fulmar")
+	for _, want := range []string{`"br-a"`, `tcp . 8000 comment "web-43" : 10.77.0.3 . 80`, `10.77.0.2 . udp . 80 comment "web-42"`} {
+		if !strings.Contains(shown, want) {
+			t.Errorf("nft does not show %s:\n%s", want, shown)
+		}
+	}
+}
+
 func TestMoreIsPublishedThanOneMessageHolds(t *testing.T) {
 	k := freshKernel(t, NFTables)
 	want := Want{Live: []Publication{manyPorts("web", 1, "10.77.0.2", 3000)}}

@@ -1,9 +1,11 @@
 package nat
 
 import (
+	"errors"
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
@@ -208,5 +210,28 @@ func TestTaken(t *testing.T) {
 				t.Errorf("taken by %v, %v", got, found)
 			}
 		})
+	}
+}
+
+func TestNobodyPutsASweepOff(t *testing.T) {
+	now := time.Unix(1000, 0)
+	for _, c := range []struct {
+		cause  string
+		err    error
+		before int // failures
+		want   time.Duration
+	}{
+		{cause: "start", want: sweep},
+		{cause: "sweep", want: sweep},
+		{cause: "foreign", want: time.Second}, // as it was
+		{cause: "foreign", err: errors.New("no bus"), want: retry},
+		{cause: "sweep", err: errors.New("no bus"), before: 2, want: 4 * retry},
+		{cause: "sweep", err: errors.New("no bus"), before: 99, want: retryMax},
+	} {
+		f := follower{due: now.Add(time.Second), failures: c.before}
+		f.looked(c.cause, c.err, now)
+		if got := f.due.Sub(now); got != c.want {
+			t.Errorf("after a look because of %s (%v, %d failures before) the next is due in %v, want %v", c.cause, c.err, c.before, got, c.want)
+		}
 	}
 }

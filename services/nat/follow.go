@@ -3,6 +3,7 @@ package nat
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"maps"
 	"slices"
 	"time"
@@ -30,6 +31,7 @@ type rules struct {
 	shown       map[uint64]firewall.Shown // by generation
 	unexplained []string
 	forbidding  []string
+	moved       time.Time // when hooks were moved before the rules of others
 }
 
 // foreign takes note of a change of the firewall.
@@ -48,11 +50,10 @@ func (s *Service) foreign(pid int) {
 // look.
 func (s *Service) follow(ctx context.Context, followed func()) error {
 	heads, networks := s.heads.Changed(), s.networks.Changed()
-	f := &follower{s: s}
-	f.looks = time.NewTimer(f.look(ctx, "start"))
+	f := &follower{s: s, looks: time.NewTimer(sweep), tidies: time.NewTimer(quiet)}
 	defer f.looks.Stop()
-	f.tidies = time.NewTimer(quiet)
 	defer f.tidies.Stop()
+	f.look(ctx, "start")
 	followed()
 	for {
 		select {
@@ -68,14 +69,14 @@ func (s *Service) follow(ctx context.Context, followed func()) error {
 			f.tidy(ctx)
 		case <-s.changed:
 			begin := time.Now()
-			f.looks.Reset(f.look(ctx, "foreign"))
+			f.look(ctx, "foreign")
 			rest := max(breather, share*time.Since(begin))
 			if f.failures > 0 { // it has a pause of its own, and may have waited for a bus that is away
 				rest = breather
 			}
 			pause(ctx, rest)
 		case <-f.looks.C:
-			f.looks.Reset(f.look(ctx, "sweep"))
+			f.look(ctx, "sweep")
 		}
 	}
 }
@@ -84,20 +85,33 @@ func (s *Service) follow(ctx context.Context, followed func()) error {
 type follower struct {
 	s        *Service
 	looks    *time.Timer
-	failures int // looks in a row
+	due      time.Time // for the next look, unless others change something before
+	failures int       // looks in a row
 	tidies   *time.Timer
 	since    time.Time // when the records lost their rest; zero while they have it
 }
 
-// look looks at the kernel and says when to do so again.
-func (f *follower) look(ctx context.Context, cause string) time.Duration {
-	if err := f.s.look(ctx, cause); err != nil && ctx.Err() == nil {
+// look looks at the kernel, and sees to it that the next look comes in time.
+func (f *follower) look(ctx context.Context, cause string) {
+	err := f.s.look(ctx, cause)
+	if err != nil && ctx.Err() == nil {
 		f.s.log.Error("kernel did not follow the records", "cause", cause, "err", err)
+	}
+	f.looked(cause, err, time.Now())
+	f.looks.Reset(time.Until(f.due))
+}
+
+// looked decides when to look again. What others change puts no sweep off, however often they do.
+func (f *follower) looked(cause string, err error, now time.Time) {
+	if err != nil {
 		f.failures++
-		return min(retry<<min(f.failures-1, 10), retryMax)
+		f.due = now.Add(min(retry<<min(f.failures-1, 10), retryMax))
+		return
 	}
 	f.failures = 0
-	return sweep
+	if cause != "foreign" {
+		f.due = now.Add(sweep)
+	}
 }
 
 // unrest puts tidying off until the records have rested, but not for ever.
@@ -117,7 +131,7 @@ func (f *follower) tidy(ctx context.Context) {
 	f.since = time.Time{}
 	if err := f.s.tidy(ctx); err != nil && ctx.Err() == nil {
 		f.s.log.Warn("old rules were not removed", "err", err)
-		f.looks.Reset(f.look(ctx, "tidy"))
+		f.look(ctx, "tidy")
 	}
 }
 
@@ -206,12 +220,14 @@ func (s *Service) recall(ctx context.Context) error {
 	return s.install(ctx, firewall.NewPlan(want, have), "recall")
 }
 
-// install does what a plan says is missing. Hooks that stand behind somebody else's rules are moved only now and then:
-// whoever else wants to be first should not find an opponent.
+// install does what a plan says is missing. Hooks that stand behind somebody else's rules are moved at once, but not again
+// before the next sweep: whoever else wants to be first should not find an opponent.
 func (s *Service) install(ctx context.Context, plan firewall.Plan, cause string) error {
 	hooks := plan.Missing
-	if cause != "foreign" {
+	if len(plan.Late) > 0 && (cause != "foreign" || time.Since(s.rules.moved) >= sweep) {
 		hooks = append(hooks, plan.Late...)
+		s.rules.moved = time.Now()
+		s.log.Warn("rules of others stood before those that publish", "chains", builtin(plan.Late))
 	}
 	if !plan.Changes() && len(hooks) == 0 {
 		return nil
@@ -223,8 +239,21 @@ func (s *Service) install(ctx context.Context, plan firewall.Plan, cause string)
 		return err
 	}
 	s.metrics.restores.WithLabelValues(cause).Inc()
-	s.log.Info("rules were restored", "cause", cause, "hooks", len(hooks), "switched", len(plan.Switched))
+	level := slog.LevelInfo
+	if cause == "foreign" || cause == "sweep" || cause == "recall" {
+		level = slog.LevelWarn // it was somebody who took them away
+	}
+	s.log.Log(ctx, level, "rules were restored", "cause", cause, "hooks", len(hooks), "switched", len(plan.Switched))
 	return nil
+}
+
+// builtin names the chains of hooks.
+func builtin(hooks []firewall.Hook) []string {
+	var chains []string
+	for _, h := range hooks {
+		chains = append(chains, h.Table+" "+h.Chain)
+	}
+	return chains
 }
 
 // report tells, when it changes, which rules no record explains.

@@ -47,7 +47,7 @@ func standby(ctx context.Context, name string, log *slog.Logger) error {
 	}
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
-	log.Info("another nat acts in this network namespace", "pid", holder(conn))
+	log.Warn("another nat acts in this network namespace", "pid", holder(conn))
 	_, _ = conn.Read(make([]byte, 1)) // it never says anything: this ends when it ends
 	return nil
 }

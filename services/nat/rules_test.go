@@ -332,3 +332,33 @@ func sendFrame(t *testing.T, space *nstest.Space, to net.HardwareAddr, packet []
 		t.Fatal(err)
 	}
 }
+
+func TestRulesStandBeforeThoseOfOthers(t *testing.T) { eachBackend(t, rulesStandBeforeThoseOfOthers) }
+
+// What is put before ours is passed at once, but not a second time in a minute.
+func rulesStandBeforeThoseOfOthers(t *testing.T, w *world) {
+	i, _ := w.instance(t, "web", "web", 1, 2)
+	w.nat(t)
+	w.deploy(t, web(1, i))
+	iptables(t, "-I", "FORWARD", "-j", "DROP")
+	until(t, func() error {
+		got, err := who(w.client.Do, "tcp4", "192.0.2.1:8080")
+		if err == nil && got != i.GetName() {
+			t.Fatalf("answered by %q", got)
+		}
+		return err
+	})
+	iptables(t, "-D", "FORWARD", "-j", "DROP")
+	iptables(t, "-I", "FORWARD", "-j", "ACCEPT")
+	iptables(t, "-t", "nat", "-F", "FULMAR-POST") // once this is restored, the other was seen too
+	until(t, func() error {
+		if rules := rulesOf(t); !strings.Contains(rules, "-A FULMAR-POST ") {
+			return fmt.Errorf("missing in\n%s", rules)
+		}
+		return nil
+	})
+	if rules := rulesOf(t); strings.Index(rules, "-A FORWARD -j ACCEPT") > strings.Index(rules, "-A FORWARD -j FULMAR") {
+		t.Errorf("they fight for the first place:\n%s", rules)
+	}
+	iptables(t, "-D", "FORWARD", "-j", "ACCEPT")
+}
