@@ -40,7 +40,7 @@ func (s *Service) adopt() error {
 			known.names[fileName(v.Name)], known.handles[fileName(v.Name)] = true, true
 		case s.wanted(v):
 			known.handles[fileName(v.Name)] = true
-			inst.due = true
+			inst.due.Store(true)
 			later = append(later, inst)
 		default:
 			s.missed(inst)

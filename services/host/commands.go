@@ -209,7 +209,8 @@ func (s *Service) replace(e *entry, r record, image loaded) error {
 
 // takeBack undoes a start that failed. What was stopped for it is forgotten, but what only waited to be started again still does.
 func (s *Service) takeBack(e *entry, name albatross.Name) error {
-	if e.inst != nil && e.inst.due {
+	if e.inst != nil && e.inst.due.Load() {
+		e.inst.stopping.Store(false) // it may not be settled yet
 		s.markDue(name, e.inst.attempt+1)
 		return s.store.saveRecord(e.inst.record)
 	}

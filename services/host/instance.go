@@ -30,7 +30,7 @@ type instance struct {
 	console *console
 
 	stopping atomic.Bool   // a command ends it
-	due      bool          // it ended, and is to be started again; guarded by the mu of its entry
+	due      atomic.Bool   // it ended by itself, and is to be started again
 	exited   chan struct{} // closed when the process is gone
 	gone     atomic.Bool   // so is all that it held
 	done     chan struct{} // closed when its console knows that too
@@ -166,8 +166,9 @@ func (s *Service) watch(ctx context.Context, inst *instance) {
 	}
 	next, again := after(inst.record, ended)
 	attempt, wait := pause(inst.attempt, time.Since(inst.started))
-	if again && !inst.stopping.Load() { // before anybody can know of the end: host may die now
+	if again && !inst.stopping.Load() { // before anybody can know of the end: host may die now, or a command come
 		s.markDue(inst.record.Name, attempt)
+		inst.due.Store(true)
 	} else {
 		s.dropHandle(inst.record.Name)
 	}

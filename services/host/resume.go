@@ -43,7 +43,7 @@ func (s *Service) settled(inst *instance, again bool) bool {
 	if inst.stopping.Load() || e.inst != inst {
 		return true // a command has taken it in hand
 	}
-	if inst.due = again; again {
+	if again {
 		return false
 	}
 	if err := s.store.dropRecord(name); err != nil {
