@@ -51,7 +51,7 @@ type Service struct {
 	polls polls
 
 	mu       sync.Mutex
-	reported map[string]bool // instances that nobody can explain, and that a person was told of
+	reported map[string]bool // instances that nobody can explain and stacks that cannot be read, that a person was told of
 }
 
 // New makes gc of a host. It starts nothing.

@@ -2,6 +2,7 @@ package gc_test
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -248,5 +249,41 @@ func TestOnlyProvenOrphansAreSwept(t *testing.T) {
 	}
 	if n := w.count(3, messages.Drained); n != 1 {
 		t.Errorf("drained was said %d times", n)
+	}
+}
+
+// TestAHeadThatCannotBeReadStopsNobodyElse has garbage for the head of one stack, of which something runs, and something to
+// sweep of another one.
+func TestAHeadThatCannotBeReadStopsNobodyElse(t *testing.T) {
+	w := newWorld(t)
+	kv, err := w.bus.JS.KeyValue(t.Context(), messages.HeadBucket)
+	if err == nil {
+		_, err = kv.Put(t.Context(), "bad", []byte("garbage"))
+	}
+	if err == nil {
+		err = w.bus.Hosts.Put(t.Context(), "h1", &fulmarv1.Host{Name: "h1", Instances: []*fulmarv1.HostInstance{{Name: "bad.web.1", Running: true}, {Name: "web.web.3", Running: true}}}, 0)
+	}
+	if err == nil { // the lease of the orphan
+		err = w.bus.Leases.Put(t.Context(), messages.LeaseKey("n1", "10.9.0.3"), &fulmarv1.Lease{Instance: "web.web.3"}, 0)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.head(6, entry(5, condemned, instance(5)), entry(6, live, instance(6)))
+	w.say(messages.Published, 5)
+	w.gc(50 * time.Millisecond)
+	w.chain(5, messages.Published, messages.Drained)
+	w.chain(3, messages.Drained)
+	items, err := w.bus.Sweep(t.Context(), "h1", false)
+	if err != nil || len(items) == 0 || items[0].GetSubject() != "bad" || items[0].GetAction() != "report" || !strings.Contains(items[0].GetReason(), "record bad of bucket fulmar-heads cannot be read") {
+		t.Errorf("a sweep says %v, %v", items, err)
+	}
+	for _, i := range items {
+		if i.GetSubject() == "bad.web.1" && (i.GetAction() != "report" || i.GetReason() != "the head of stack bad cannot be read") {
+			t.Errorf("of the instance it says %v", i)
+		}
+	}
+	if e, _, err := w.bus.Last(t.Context(), "bad", 1); e != nil || err != nil {
+		t.Errorf("of what cannot be explained: %v, %v", e, err)
 	}
 }

@@ -3,6 +3,7 @@ package gc
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"slices"
 	"time"
@@ -46,12 +47,12 @@ type Item struct {
 // sweep does for every stack what the events would have asked for, and then drains orphans. It gives what it did. An
 // error keeps it from one deployment or instance, not from the next.
 func (s *Service) sweep(ctx context.Context) ([]Item, error) {
-	heads, err := s.bus.Heads.All(ctx)
+	heads, bad, err := s.bus.Heads.Readable(ctx)
 	if err != nil {
 		return nil, err
 	}
 	s.forget(heads)
-	var items []Item
+	items := leftAlone(bad)
 	var errs []error
 	for _, stack := range slices.Sorted(maps.Keys(heads)) {
 		for _, d := range heads[stack].GetDeployments() {
@@ -73,8 +74,17 @@ func (s *Service) sweep(ctx context.Context) ([]Item, error) {
 		}
 		items = append(items, Item{stray.instance, stray.action})
 	}
-	s.report(strays)
+	s.report(strays, bad)
 	return items, errors.Join(errs...)
+}
+
+// leftAlone gives the stacks whose heads cannot be read.
+func leftAlone(bad []*bus.UnreadableError) []Item {
+	var items []Item
+	for _, u := range bad {
+		items = append(items, Item{u.Key, Action{Do: Report, Why: "the stack is left alone: " + u.Error()}})
+	}
+	return items
 }
 
 // restful reports whether gc has nothing to do with a deployment in its state.
@@ -105,9 +115,13 @@ func (s *Service) strays(ctx context.Context) ([]stray, error) {
 	if err != nil {
 		return nil, err
 	}
-	heads, err := s.bus.Heads.All(ctx)
+	heads, bad, err := s.bus.Heads.Readable(ctx)
 	if err != nil {
 		return nil, err
+	}
+	unread := map[string]bool{}
+	for _, u := range bad {
+		unread[u.Key] = true
 	}
 	var strays []stray
 	for _, i := range host.GetInstances() {
@@ -116,6 +130,10 @@ func (s *Service) strays(ctx context.Context) ([]stray, error) {
 		}
 		st := stray{instance: i.GetName()}
 		stack, _, generation, ok := messages.ParseInstance(i.GetName())
+		if ok && unread[stack] {
+			strays = append(strays, stray{instance: i.GetName(), action: Action{Do: Report, Why: fmt.Sprintf("the head of stack %s cannot be read", stack)}})
+			continue
+		}
 		if ok && messages.Orphan(heads[stack], i.GetName()) {
 			if st.last, st.sequence, err = s.bus.Last(ctx, stack, generation); err != nil {
 				return strays, err
@@ -132,7 +150,7 @@ func (s *Service) strays(ctx context.Context) ([]stray, error) {
 func (s *Service) drainOrphan(ctx context.Context, st stray) error {
 	stack, unit, generation, _ := messages.ParseInstance(st.instance)
 	dying := &fulmarv1.Instance{Unit: unit, Name: st.instance}
-	leases, err := s.bus.Leases.All(ctx)
+	leases, bad, err := s.bus.Leases.Readable(ctx)
 	if err != nil {
 		return err
 	}
@@ -140,6 +158,9 @@ func (s *Service) drainOrphan(ctx context.Context, st stray) error {
 		if lease.GetInstance() == st.instance {
 			dying.Network, dying.Address, _ = messages.ParseLeaseKey(key)
 		}
+	}
+	if dying.GetAddress() == "" && len(bad) > 0 {
+		return fmt.Errorf("drain orphan %s, whose address may be that of a lease: %w", st.instance, bad[0])
 	}
 	d := deploymentOf(st.last, stack, generation)
 	d.Dying = []*fulmarv1.Instance{dying}
@@ -157,31 +178,39 @@ func (s *Service) drainOrphan(ctx context.Context, st stray) error {
 	return err
 }
 
-// report tells, once, of what nobody can explain.
-func (s *Service) report(strays []stray) {
+// report tells, once, of what nobody can explain, and of stacks whose heads cannot be read.
+func (s *Service) report(strays []stray, bad []*bus.UnreadableError) {
 	now := map[string]bool{}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	unexplained := 0
 	for _, st := range strays {
 		if st.action.Do != Report {
 			continue
 		}
+		unexplained++
 		now[st.instance] = true
 		if !s.reported[st.instance] {
 			s.log.Error("unikernel was not explained and is left alone", "unikernel", st.instance, "why", st.action.Why)
 		}
 	}
+	for _, u := range bad {
+		now[u.Key] = true
+		if !s.reported[u.Key] {
+			s.log.Error("head was unreadable and its stack is left alone", "stack", u.Key, "err", u)
+		}
+	}
 	s.reported = now
-	s.metrics.unexplained.Set(float64(len(now)))
+	s.metrics.unexplained.Set(float64(unexplained))
 }
 
 // Plan gives what a sweep would do now and why, without doing it.
 func (s *Service) Plan(ctx context.Context) ([]Item, error) {
-	heads, err := s.bus.Heads.All(ctx)
+	heads, bad, err := s.bus.Heads.Readable(ctx)
 	if err != nil {
 		return nil, err
 	}
-	var items []Item
+	items := leftAlone(bad)
 	for _, stack := range slices.Sorted(maps.Keys(heads)) {
 		for _, d := range heads[stack].GetDeployments() {
 			if restful(d) {
