@@ -12,7 +12,8 @@ PROTOC_GEN_GO := google.golang.org/protobuf/cmd/protoc-gen-go@v1.36.12
 GOLANGCI := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 GOFUMPT := mvdan.cc/gofumpt@v0.12.0
 
-# What the tests and the demonstration need of the system, as command:package.
+# What the tests need of the system, as command:package, and what the demonstration does.
+DEMO_NEEDS := gcc:gcc iptables-restore:iptables
 NEEDS := gcc:gcc make:make ip:iproute2 iptables-restore:iptables conntrack:conntrack nft:nftables ping:iputils-ping tc:iproute2 systemd-analyze:systemd docker-compose:docker-compose dockerd:docker.io git:git ssh:openssh-client
 
 .PHONY: help
@@ -40,6 +41,8 @@ install: build ## install commands, systemd units and the group of the host's so
 demo: root needs build ## deploy, update under load, roll back and retire a real unikernel, in namespaces of its own
 	CGO_ENABLED=0 go build -trimpath -o bin/ ./e2e/demo
 	./bin/demo
+
+demo: NEEDS := $(DEMO_NEEDS)
 
 .PHONY: test
 test: root needs ## run every test, against real parts
@@ -94,10 +97,11 @@ root:
 	@[ "$$(id -u)" = 0 ] || { echo "this needs root: it makes network namespaces, taps, control groups and firewall rules of its own (try: sudo make $(MAKECMDGOALS))" >&2; exit 1; }
 
 .PHONY: needs
-needs: ## install what the tests and the demonstration need, with apt
+needs: ## install what the tests need, with apt; a service that comes with it, such as Docker, is not started
 	@missing=; for n in $(NEEDS); do command -v $${n%%:*} >/dev/null || missing="$$missing $${n##*:}"; done; \
 	if [ -n "$$missing" ]; then \
 		command -v apt-get >/dev/null || { echo "install these first:$$missing" >&2; exit 1; }; \
+		policy=/usr/sbin/policy-rc.d; [ -e $$policy ] || { printf '#!/bin/sh\nexit 101\n' >$$policy; chmod +x $$policy; trap "rm $$policy" EXIT; }; \
 		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $$missing; \
 	fi; \
 	command -v go >/dev/null || { echo "install Go 1.26 or newer first: https://go.dev/doc/install" >&2; exit 1; }
