@@ -21,7 +21,7 @@ import (
 type config struct {
 	bus.Config
 	Host       string       `env:"FULMAR_HOST" placeholder:"NAME" help:"Name of this host. Default: the short name of this machine."`
-	Dir        string       `env:"VMM_DIR" default:"/run/albatross" help:"Run directory of the albatross daemon, which holds util/vmmd.sock."`
+	Dir        string       `env:"VMM_DIR" default:"/run/fulmar" help:"Run directory of the daemon, which holds util/vmmd.sock: of host, or of an albatross."`
 	Path       string       `env:"VMM_PATH" placeholder:"LABEL:..." help:"Path in albatross's names that the instances are below. Empty: the root."`
 	Cache      string       `env:"VMM_CACHE" default:"/var/cache/fulmar/images" help:"Directory that images are kept in."`
 	CacheBytes int64        `env:"VMM_CACHE_BYTES" default:"1073741824" help:"Images that are kept, in bytes."`
