@@ -27,8 +27,8 @@ import (
 type config struct {
 	RunDir     string        `env:"HOST_RUN_DIR" default:"/run/fulmar" help:"Directory of the sockets util/vmmd.sock, util/console.sock and util/stat.sock, and of the FIFOs."`
 	StateDir   string        `env:"HOST_STATE_DIR" default:"/var/lib/fulmar/host" help:"Directory of what must stay through a boot: what runs, and its images."`
-	Cgroup     string        `env:"HOST_CGROUP" default:"fulmar" help:"Control group of all unikernels, below /sys/fs/cgroup. No other host may use it."`
-	UIDBase    int           `env:"HOST_UID_BASE" default:"900000" help:"First of 65536 user and group ids; each unikernel runs under one of its own."`
+	Cgroup     string        `env:"HOST_CGROUP" default:"fulmar" help:"Control group of all unikernels, below /sys/fs/cgroup. It is theirs alone: host does not start if it holds anything else, and no other host may use it."`
+	UIDBase    int           `env:"HOST_UID_BASE" default:"900000" help:"First of 65536 user and group ids, at least 65536; each unikernel runs under one of its own."`
 	MaxImage   int           `env:"HOST_MAX_IMAGE" default:"256" help:"Largest image and request, in MB."`
 	RootPolicy bool          `env:"HOST_ROOT_POLICY" help:"Let all unikernels together use no more than this machine has, and only bridges that there are at start."`
 	StatsEvery time.Duration `env:"HOST_STATS_EVERY" default:"10s" help:"Time between two statistics of a unikernel."`

@@ -151,7 +151,7 @@ type explained struct {
 	digests map[string]bool // of images in use
 }
 
-// sweep removes everything that is not explained: processes, control groups, FIFOs, files.
+// sweep removes everything that is not explained: processes, control groups of host's making, FIFOs, files.
 func (s *Service) sweep(known explained) error {
 	orphans, err := s.store.orphans()
 	if err != nil {
@@ -162,21 +162,33 @@ func (s *Service) sweep(known explained) error {
 			return err
 		}
 	}
-	groups, err := s.cgroups.list()
+	if err := s.sweepGroups(known.names); err != nil {
+		return err
+	}
+	return errors.Join(sweepDir(filepath.Join(s.cfg.RunDir, "fifo"), known.names), s.store.sweep(known.handles, known.digests))
+}
+
+// sweepGroups removes the control groups that nothing explains, with what is in them. What it cannot tell to be host's it leaves alone.
+func (s *Service) sweepGroups(known map[string]bool) error {
+	own, others, err := s.cgroups.list()
 	if err != nil {
 		return err
 	}
-	for _, name := range groups {
-		if known.names[name] {
+	for _, g := range own {
+		if known[g.name] {
 			continue
 		}
-		g := &group{c: s.cgroups, name: name}
 		if err := errors.Join(g.kill(), g.remove(context.Background())); err != nil {
 			return err
 		}
-		s.log.Warn("removed an orphaned control group", "group", name)
+		s.log.Warn("removed an orphaned control group", "group", g.path())
 	}
-	return errors.Join(sweepDir(filepath.Join(s.cfg.RunDir, "fifo"), known.names), s.store.sweep(known.handles, known.digests))
+	for _, name := range others {
+		if !known[name] {
+			s.log.Warn("left a control group alone that host has not made", "group", filepath.Join(s.cgroups.parent, name))
+		}
+	}
+	return nil
 }
 
 // endOrphan kills a process that is written down and belongs to nothing: its destroy was cut short.

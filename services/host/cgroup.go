@@ -44,6 +44,7 @@ func boundsOf(target solo5.Target, memoryMB int) bounds {
 // So on v2 the process is cloned into its group, and on v1 the forking thread goes in and out again (a thread that moves itself waits for nothing).
 type cgroups struct {
 	unified     bool
+	parent      string // below the root of control groups
 	hierarchies []hierarchy
 }
 
@@ -58,7 +59,7 @@ func openCgroups(m mounts, parent string) (c *cgroups, missing []string) {
 	if m.unified != "" {
 		return openUnified(m.unified, parent)
 	}
-	c = &cgroups{}
+	c = &cgroups{parent: parent}
 	for controller, mount := range m.controllers {
 		h := hierarchy{dir: filepath.Join(mount, parent)}
 		var err error
@@ -66,7 +67,7 @@ func openCgroups(m mounts, parent string) (c *cgroups, missing []string) {
 			err = os.MkdirAll(h.dir, 0o755)
 		}
 		if err != nil {
-			missing = append(missing, controller+": "+err.Error())
+			missing = append(missing, controller+": "+cause(err).Error())
 			continue
 		}
 		c.hierarchies = append(c.hierarchies, h)
@@ -83,18 +84,18 @@ func openCgroups(m mounts, parent string) (c *cgroups, missing []string) {
 func openUnified(root, parent string) (c *cgroups, missing []string) {
 	dir := filepath.Join(root, parent)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return &cgroups{}, []string{err.Error()}
+		return &cgroups{parent: parent}, []string{cause(err).Error()}
 	}
 	path := root
 	for _, next := range append(strings.Split(filepath.Clean(parent), "/"), "") {
 		for _, controller := range controllers() {
 			if err := writeFile(filepath.Join(path, "cgroup.subtree_control"), "+"+controller); err != nil && path == dir {
-				missing = append(missing, controller+": "+err.Error())
+				missing = append(missing, controller+": "+cause(err).Error())
 			}
 		}
 		path = filepath.Join(path, next)
 	}
-	return &cgroups{unified: true, hierarchies: []hierarchy{{dir: dir}}}, missing
+	return &cgroups{unified: true, parent: parent, hierarchies: []hierarchy{{dir: dir}}}, missing
 }
 
 // origin finds the tasks file of the group that this program is in.
@@ -110,7 +111,7 @@ func origin(mount, controller string) (string, error) {
 		}
 		tasks := filepath.Join(mount, parts[2], "tasks")
 		if _, err := os.Stat(tasks); err != nil {
-			return "", fmt.Errorf("find own control group: %w", err)
+			return "", fmt.Errorf("find own control group: %w", cause(err))
 		}
 		return tasks, nil
 	}
@@ -124,25 +125,6 @@ func (c *cgroups) parents() []string {
 		dirs = append(dirs, h.dir)
 	}
 	return dirs
-}
-
-// list names the groups that exist below the parent.
-func (c *cgroups) list() ([]string, error) {
-	seen := make(map[string]bool)
-	var names []string
-	for _, h := range c.hierarchies {
-		entries, err := os.ReadDir(h.dir)
-		if err != nil {
-			return nil, fmt.Errorf("list control groups: %w", err)
-		}
-		for _, e := range entries {
-			if e.IsDir() && !seen[e.Name()] {
-				seen[e.Name()] = true
-				names = append(names, e.Name())
-			}
-		}
-	}
-	return names, nil
 }
 
 // close removes the parent group unless unikernels run on in it.
@@ -162,15 +144,15 @@ type group struct {
 // create makes the group name with its bounds.
 func (c *cgroups) create(name string, b bounds) (*group, error) {
 	g := &group{c: c, name: name, threads: b.threads}
+	if err := g.make(); err != nil {
+		return nil, err
+	}
 	limit := strconv.FormatInt(b.memory, 10)
 	for _, h := range c.hierarchies {
 		dir := filepath.Join(h.dir, name)
-		if err := os.MkdirAll(dir, 0o755); err != nil { // with its parent, which anybody may remove while it is empty
-			return nil, errors.Join(fmt.Errorf("make control group: %w", err), g.remove(context.Background()))
-		}
 		for _, file := range []string{"memory.limit_in_bytes", "memory.max"} {
 			if err := writeFile(filepath.Join(dir, file), limit); err != nil && !errors.Is(err, fs.ErrNotExist) {
-				return nil, errors.Join(fmt.Errorf("limit memory: %w", err), g.remove(context.Background()))
+				return nil, errors.Join(fmt.Errorf("limit the memory of control group %s: %w", g.path(), cause(err)), g.remove(context.Background()))
 			}
 		}
 	}
@@ -188,7 +170,7 @@ func (g *group) start(cmd *exec.Cmd) error {
 	}
 	for _, h := range g.c.hierarchies {
 		if err := writeFile(filepath.Join(h.dir, g.name, "pids.max"), strconv.Itoa(g.threads)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return errors.Join(fmt.Errorf("limit processes: %w", err), cmd.Process.Kill(), cmd.Wait())
+			return errors.Join(fmt.Errorf("limit the processes of control group %s: %w", g.path(), cause(err)), cmd.Process.Kill(), cmd.Wait())
 		}
 	}
 	return nil
@@ -198,7 +180,7 @@ func (g *group) start(cmd *exec.Cmd) error {
 func (g *group) startByFD(cmd *exec.Cmd) error {
 	dir, err := os.Open(filepath.Join(g.c.hierarchies[0].dir, g.name))
 	if err != nil {
-		return fmt.Errorf("open control group: %w", err)
+		return fmt.Errorf("open control group %s: %w", g.path(), cause(err))
 	}
 	defer func() { _ = dir.Close() }()
 	cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, int(dir.Fd())
@@ -211,7 +193,7 @@ func (g *group) startByThread(cmd *exec.Cmd) error {
 	var err error
 	for _, h := range g.c.hierarchies {
 		if err = writeFile(filepath.Join(h.dir, g.name, "tasks"), "0"); err != nil {
-			err = fmt.Errorf("enter control group: %w", err)
+			err = fmt.Errorf("enter control group %s: %w", g.path(), cause(err))
 			break
 		}
 	}
@@ -220,7 +202,7 @@ func (g *group) startByThread(cmd *exec.Cmd) error {
 	}
 	for _, h := range g.c.hierarchies {
 		if oerr := writeFile(h.origin, "0"); oerr != nil {
-			return errors.Join(err, fmt.Errorf("leave control group: %w", oerr))
+			return errors.Join(err, fmt.Errorf("leave control group %s: %w", g.path(), cause(oerr)))
 		}
 	}
 	runtime.UnlockOSThread()
@@ -236,15 +218,15 @@ func (g *group) kill() error {
 		}
 		text, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("list processes of control group: %w", err)
+			return fmt.Errorf("list the processes of control group %s: %w", g.path(), cause(err))
 		}
 		for field := range strings.FieldsSeq(string(text)) {
 			pid, err := strconv.Atoi(field)
 			if err != nil {
-				return fmt.Errorf("parse pid of control group: %w", err)
+				return fmt.Errorf("parse pid of control group %s: %w", g.path(), err)
 			}
 			if err := syscall.Kill(pid, syscall.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
-				return fmt.Errorf("kill process %d of control group: %w", pid, err)
+				return fmt.Errorf("kill process %d of control group %s: %w", pid, g.path(), err)
 			}
 		}
 	}
@@ -267,12 +249,12 @@ func (g *group) remove(ctx context.Context) error {
 				break
 			}
 			if !errors.Is(err, unix.EBUSY) {
-				return fmt.Errorf("remove control group: %w", err)
+				return fmt.Errorf("remove control group %s: %w", g.path(), cause(err))
 			}
 			select {
 			case <-tick.C:
 			case <-ctx.Done():
-				return fmt.Errorf("remove control group: %w", err)
+				return fmt.Errorf("remove control group %s: %w", g.path(), cause(err))
 			}
 		}
 	}

@@ -4,8 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -18,6 +20,14 @@ func controllers() []string { return []string{"memory", "pids"} }
 type mounts struct {
 	unified     string
 	controllers map[string]string
+}
+
+// all lists them.
+func (m mounts) all() []string {
+	if m.unified != "" {
+		return []string{m.unified}
+	}
+	return slices.Collect(maps.Values(m.controllers))
 }
 
 // findMounts looks for control groups at root, where a system has them. If they are not there, as below "ip netns exec", which puts a

@@ -178,8 +178,9 @@ func TestASecondDaemonThatSharesAnythingDoesNotStart(t *testing.T) {
 		_, err := host.New(other, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
 		return err
 	}
-	if err := second(host.Config{StateDir: t.TempDir(), RunDir: t.TempDir(), Cgroup: cfg.Cgroup}); err == nil { // as yet nothing is in it
-		t.Error("a second daemon began beside one that runs nothing")
+	alike := host.Config{StateDir: t.TempDir(), RunDir: t.TempDir(), Cgroup: cfg.Cgroup, UIDBase: cfg.UIDBase}
+	if err := second(alike); err == nil || !strings.Contains(err.Error(), "control group "+cfg.Cgroup+" is in use by another host") { // as yet nothing is in it
+		t.Errorf("a second daemon beside one that runs nothing: %v", err)
 	}
 	d.create(t, n, unikernel(hosttest.Guest(t, 0), 0, "wait"))
 	for what, change := range map[string]func(*host.Config){

@@ -45,8 +45,8 @@ type Config struct {
 	RunDir     string        // its sockets are in util/, FIFOs in fifo/; best on a tmpfs
 	StateDir   string        // must stay through a boot
 	CgroupRoot string        // where control groups are mounted, v2 or v1; empty means /sys/fs/cgroup
-	Cgroup     string        // parent of the unikernels' groups, below the root; it and RunDir are no other host's. Empty means fulmar
-	UIDBase    int           // first user and group id of unikernels, each has one of its own; 0 means 900000
+	Cgroup     string        // parent of the unikernels' groups, below the root; it holds nothing else. It and RunDir are no other host's
+	UIDBase    int           // first of the 65,536 user and group ids of unikernels, each of which has one of its own
 	MaxImage   int           // bytes of an image and of a request; 0 means 256 MB
 	StatsEvery time.Duration // between two statistics of a unikernel; 0 means 10 s
 	RootPolicy bool          // all unikernels together may use no more than this machine has when host starts, and only bridges that there are then
@@ -62,12 +62,6 @@ type Config struct {
 func (c Config) withDefaults() Config {
 	if c.CgroupRoot == "" {
 		c.CgroupRoot = "/sys/fs/cgroup"
-	}
-	if c.Cgroup == "" {
-		c.Cgroup = "fulmar"
-	}
-	if c.UIDBase == 0 {
-		c.UIDBase = 900000
 	}
 	if c.StatsEvery == 0 {
 		c.StatsEvery = statsTime
@@ -115,6 +109,9 @@ func New(cfg Config, log *slog.Logger, reg prometheus.Registerer) (_ *Service, e
 	if cfg.RunDir == "" || cfg.StateDir == "" {
 		return nil, errors.New("host needs a run directory and a state directory")
 	}
+	if err := errors.Join(checkParent(cfg.Cgroup), checkUIDs(cfg.UIDBase)); err != nil {
+		return nil, err
+	}
 	s := &Service{
 		cfg: cfg, log: log,
 		consoles: newConsoles(), slots: newSlots(), ready: make(chan struct{}),
@@ -144,15 +141,18 @@ func New(cfg Config, log *slog.Logger, reg prometheus.Registerer) (_ *Service, e
 			err = errors.Join(err, s.close())
 		}
 	}()
-	if err := s.reserve("run directory", cfg.RunDir); err != nil {
+	if err := s.reserve("run directory "+cfg.RunDir, cfg.RunDir); err != nil {
 		return nil, err
 	}
 	mounts, err := findMounts(cfg.CgroupRoot)
 	if err != nil {
 		return nil, err
 	}
+	if err := checkAlone(mounts, cfg.Cgroup); err != nil {
+		return nil, err
+	}
 	groups, missing := openCgroups(mounts, cfg.Cgroup)
-	if err := s.reserve("control group", groups.parents()...); err != nil {
+	if err := s.reserve("control group "+cfg.Cgroup, groups.parents()...); err != nil {
 		return nil, err
 	}
 	s.cgroups = groups // and before they are another host's

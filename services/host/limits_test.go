@@ -4,13 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"fulmar/albatross"
 	"fulmar/services/host/hosttest"
@@ -129,92 +126,6 @@ func read(t testing.TB, path string) string {
 		t.Fatal(err)
 	}
 	return strings.TrimSpace(string(text))
-}
-
-func TestWhatNothingExplainsIsSweptAtStart(t *testing.T) {
-	for version, c := range map[string]struct{ root, groups string }{
-		"v1": {"/sys/fs/cgroup", mounted("/sys/fs/cgroup/memory", unix.CGROUP_SUPER_MAGIC)},
-		"v2": {unifiedRoot(), unifiedRoot()},
-	} {
-		t.Run(version, func(t *testing.T) {
-			if c.groups == "" {
-				t.Skipf("control groups %s are not mounted here", version)
-			}
-			cfg := config(t)
-			cfg.CgroupRoot = c.root
-			group := filepath.Join(c.groups, cfg.Cgroup, "a:orphan")
-			if err := os.MkdirAll(group, 0o755); err != nil {
-				t.Fatal(err)
-			}
-			orphan := exec.Command("sleep", "1000")
-			if err := orphan.Start(); err != nil {
-				t.Fatal(err)
-			}
-			if err := os.WriteFile(filepath.Join(group, "cgroup.procs"), fmt.Appendln(nil, orphan.Process.Pid), 0); err != nil {
-				t.Fatal(err)
-			}
-			for _, file := range []string{"run/fifo/a:orphan", "state/images/0123", "state/processes/a:orphan", "state/tmp/half"} {
-				path := filepath.Join(filepath.Dir(cfg.RunDir), file)
-				if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-					t.Fatal(err)
-				}
-				if err := os.WriteFile(path, []byte("{"), 0o600); err != nil {
-					t.Fatal(err)
-				}
-			}
-			ended := make(chan error, 1)
-			go func() { ended <- orphan.Wait() }() // or it stays in its group
-			start(t, cfg)
-			if err := <-ended; err == nil || err.Error() != "signal: killed" {
-				t.Errorf("the orphan ended with %v", err)
-			}
-			checkNothingLeft(t, cfg)
-		})
-	}
-}
-
-// unifiedRoot is where control groups v2 are mounted, or empty.
-func unifiedRoot() string {
-	if path := mounted("/sys/fs/cgroup", unix.CGROUP2_SUPER_MAGIC); path != "" {
-		return path
-	}
-	return mounted("/sys/fs/cgroup/unified", unix.CGROUP2_SUPER_MAGIC)
-}
-
-// mounted is path if a file system of the type is there, or else empty.
-func mounted(path string, magic int64) string {
-	var st unix.Statfs_t
-	if unix.Statfs(path, &st) != nil || st.Type != magic {
-		return ""
-	}
-	return path
-}
-
-// TestUnifiedControlGroups runs on v2 as far as the machine has it; on the build machines it has no controllers there.
-func TestUnifiedControlGroups(t *testing.T) {
-	cfg := config(t)
-	root := unifiedRoot()
-	if root == "" {
-		t.Skip("no control groups v2 mounted")
-	}
-	cfg.CgroupRoot = root
-	d := start(t, cfg)
-	n := name(t, "a:b")
-	d.create(t, n, unikernel(hosttest.Guest(t, 0), 0, "wait"))
-	pid := stored(t, cfg, n).PID
-	if got := field("x"+strings.ReplaceAll(proc(t, pid, "cgroup"), "0::", "0:"), "0"); !strings.HasSuffix(got, cfg.Cgroup+"/a:b") {
-		t.Errorf("control groups of the process: %s", proc(t, pid, "cgroup"))
-	}
-	if limit, err := os.ReadFile(filepath.Join(root, cfg.Cgroup, "a:b", "memory.max")); err == nil && strings.TrimSpace(string(limit)) != fmt.Sprint(16<<20) {
-		t.Errorf("memory.max is %s", limit)
-	}
-	if err := d.Destroy(t.Context(), n); err != nil {
-		t.Error(err)
-	}
-	if err := d.stop(); err != nil {
-		t.Error(err)
-	}
-	checkNothingLeft(t, cfg)
 }
 
 func TestRestartAfterAnExit(t *testing.T) {

@@ -18,10 +18,10 @@ func (s *Service) reserve(what string, dirs ...string) error {
 			err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 		}
 		if errors.Is(err, unix.EWOULDBLOCK) {
-			return fmt.Errorf("the %s %s is in use by another host: give each one of its own", what, dir)
+			return fmt.Errorf("the %s is in use by another host: give each one of its own", what)
 		}
 		if err != nil {
-			return fmt.Errorf("lock the %s: %w", what, err)
+			return fmt.Errorf("lock the %s: %w", what, cause(err))
 		}
 	}
 	return nil

@@ -2,6 +2,7 @@ package host
 
 import (
 	"errors"
+	"fmt"
 	"sync"
 )
 
@@ -9,6 +10,20 @@ const (
 	slotsMax = 1 << 16 // user ids that are ours
 	noSlot   = -1
 )
+
+// The user ids of unikernels begin between these: the 16-bit ids, with root, nobody and no user at all, are not theirs, nor are the last two of 32 bits.
+const (
+	uidsFirst = 1 << 16
+	uidsLast  = 1<<32 - 2 - slotsMax
+)
+
+// checkUIDs refuses user ids that cannot be those of unikernels.
+func checkUIDs(base int) error {
+	if base < uidsFirst || base > uidsLast {
+		return fmt.Errorf("the user ids of unikernels cannot begin at %d: --uid-base is from %d to %d, and the first of %d ids", base, uidsFirst, uidsLast, slotsMax)
+	}
+	return nil
+}
 
 // errNoSlots reports that every user id is in use.
 var errNoSlots = errors.New("too many unikernels: every user id is in use")
