@@ -118,7 +118,7 @@ func (l *buildLogs) read(unit string, in io.Reader) error {
 func (l *buildLogs) follow(live <-chan *nats.Msg) error {
 	ended := make(chan error, 1)
 	go func() {
-		ended <- followLog(l.env.ctx, l.bus, 0, func(s said) (bool, error) { return s.subject.Verb != messages.Accepted, nil }, messages.ChainFilter(l.stack, l.generation))
+		ended <- l.env.followLog(l.env.ctx, l.bus, 0, func(s said) (bool, error) { return s.subject.Verb != messages.Accepted, nil }, messages.ChainFilter(l.stack, l.generation))
 	}()
 	for {
 		select {

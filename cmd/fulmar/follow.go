@@ -39,10 +39,10 @@ func eventConsumer(ctx context.Context, b *bus.Bus, from uint64, subjects ...str
 	return cons, nil
 }
 
-// readLog calls handle with the events of the subjects that are there.
-func readLog(ctx context.Context, b *bus.Bus, handle func(said) error, subjects ...string) error {
+// readLog calls handle with the events of the subjects that are there. Of one that cannot be read it tells and goes on.
+func (e *env) readLog(b *bus.Bus, handle func(said) error, subjects ...string) error {
 	const batch = 256
-	cons, err := eventConsumer(ctx, b, 0, subjects...)
+	cons, err := eventConsumer(e.ctx, b, 0, subjects...)
 	if err != nil {
 		return err
 	}
@@ -55,10 +55,11 @@ func readLog(ctx context.Context, b *bus.Bus, handle func(said) error, subjects 
 		for msg := range got.Messages() {
 			n++
 			s, err := readSaid(msg)
-			if err == nil {
-				err = handle(s)
-			}
 			if err != nil {
+				e.leftOut(err)
+				continue
+			}
+			if err := handle(s); err != nil {
 				return err
 			}
 		}
@@ -69,8 +70,8 @@ func readLog(ctx context.Context, b *bus.Bus, handle func(said) error, subjects 
 }
 
 // followLog calls handle with the events of the subjects from a sequence on, and with those that come, until handle says
-// that it is done or ctx ends.
-func followLog(ctx context.Context, b *bus.Bus, from uint64, handle func(said) (done bool, err error), subjects ...string) error {
+// that it is done or ctx ends. Of one that cannot be read it tells and goes on.
+func (e *env) followLog(ctx context.Context, b *bus.Bus, from uint64, handle func(said) (done bool, err error), subjects ...string) error {
 	cons, err := eventConsumer(ctx, b, from, subjects...)
 	if err != nil {
 		return err
@@ -93,7 +94,8 @@ func followLog(ctx context.Context, b *bus.Bus, from uint64, handle func(said) (
 		}
 		s, err := readSaid(msg)
 		if err != nil {
-			return err
+			e.leftOut(err)
+			continue
 		}
 		if done, err := handle(s); done || err != nil {
 			return err
@@ -108,7 +110,7 @@ func readSaid(msg jetstream.Msg) (said, error) {
 	}
 	subject, err := messages.ParseEventSubject(msg.Subject())
 	if err != nil {
-		return said{}, fmt.Errorf("read events: %w", err)
+		return said{}, fmt.Errorf("event %d cannot be read: %w", meta.Sequence.Stream, err)
 	}
 	e := &fulmarv1.Event{}
 	if err := proto.Unmarshal(msg.Data(), e); err != nil {
@@ -171,7 +173,7 @@ func (f *follower) followUp() (end said, err error) {
 	defer cancel()
 	events, ended := make(chan said), make(chan error, 1)
 	go func() {
-		ended <- followLog(ctx, f.bus, 0, func(s said) (bool, error) {
+		ended <- f.env.followLog(ctx, f.bus, 0, func(s said) (bool, error) {
 			select {
 			case events <- s:
 			case <-ctx.Done():
@@ -219,7 +221,7 @@ func (f *follower) followRetirement(published said) error {
 	if left, err := older(); !left || err != nil {
 		return err
 	}
-	return followLog(f.env.ctx, f.bus, published.seq+1, func(s said) (bool, error) {
+	return f.env.followLog(f.env.ctx, f.bus, published.seq+1, func(s said) (bool, error) {
 		if s.subject.Generation >= f.generation || s.subject.Verb.Observation() {
 			return false, nil
 		}

@@ -23,7 +23,7 @@ func (c *gcCmd) Run(e *env) error {
 	defer closeBus()
 	places := []string{c.Host}
 	if c.Host == "" {
-		all, err := b.Hosts.All(e.ctx)
+		all, err := readable(e, b.Hosts)
 		if err != nil {
 			return err
 		}

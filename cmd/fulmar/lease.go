@@ -25,7 +25,7 @@ func (c *leaseLsCmd) Run(e *env) error {
 		return err
 	}
 	defer closeBus()
-	all, err := b.Leases.All(e.ctx)
+	all, err := readable(e, b.Leases)
 	if err != nil {
 		return err
 	}

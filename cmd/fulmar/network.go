@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/nats-io/nats.go/jetstream"
+	"github.com/vishvananda/netlink"
 	"google.golang.org/protobuf/proto"
 
 	"fulmar/bus"
@@ -31,7 +32,7 @@ func (networkLsCmd) Run(e *env) error {
 		return err
 	}
 	defer closeBus()
-	all, err := b.Networks.All(e.ctx)
+	all, err := readable(e, b.Networks)
 	if err != nil {
 		return err
 	}
@@ -72,34 +73,66 @@ func (c *networkAddCmd) Run(e *env) error {
 		return err
 	}
 	defer closeBus()
-	if err := unused(e, b, c.Name); err != nil {
-		return fmt.Errorf("change network %s: %w", c.Name, err)
+	if err := c.possible(e, b, n); err != nil {
+		return err
 	}
-	others, err := b.Networks.All(e.ctx)
+	have, rev, err := b.Networks.Get(e.ctx, c.Name)
+	_, unreadable := errors.AsType[*bus.UnreadableError](err) // then it is made whole again, whoever uses it
+	if err != nil && !unreadable || err == nil && proto.Equal(have, n) {
+		return err
+	}
+	mild := unreadable || onlyReserved(have, n)
+	if used := unused(e, b, c.Name); used != nil && !mild {
+		return fmt.Errorf("change network %s: %w, or change nothing but its reserved addresses", c.Name, used)
+	}
+	if err := b.Networks.Put(e.ctx, c.Name, n, rev); err != nil {
+		return changedMeanwhile(c.Name, err)
+	}
+	if rev == 0 || mild {
+		return nil // nobody could use it before, or it may be used
+	}
+	return c.orBack(e, b, have)
+}
+
+// possible refuses a network that can be known not to work, and notes that its host is not there yet.
+func (c *networkAddCmd) possible(e *env, b *bus.Bus, n *fulmarv1.Network) error {
+	if c.Host == bus.HostName() {
+		if err := checkBridge(n); err != nil {
+			return err
+		}
+	}
+	others, err := readable(e, b.Networks)
 	if err != nil {
 		return err
 	}
 	if err := messages.CheckOverlap(n, others); err != nil {
 		return err
 	}
-	hosts, err := b.Hosts.All(e.ctx)
+	hosts, err := readable(e, b.Hosts)
 	if err != nil {
 		return err
 	}
 	if hosts[c.Host] == nil {
 		fmt.Fprintf(e.err, "note: host %s has not reported yet; deployments on network %s are rejected until its vmm runs\n", c.Host, c.Name)
 	}
-	have, rev, err := b.Networks.Get(e.ctx, c.Name)
-	if err != nil || proto.Equal(have, n) {
-		return err
+	return nil
+}
+
+// checkBridge refuses the network of this machine whose bridge is an interface of another kind.
+func checkBridge(n *fulmarv1.Network) error {
+	link, err := netlink.LinkByName(n.GetBridge())
+	if err == nil && link.Type() != "bridge" {
+		return fmt.Errorf("network %s: interface %s of this machine is no bridge but of type %s; name a bridge, or one that is not there, which fulmar up makes", n.GetName(), n.GetBridge(), link.Type())
 	}
-	if err := b.Networks.Put(e.ctx, c.Name, n, rev); err != nil {
-		return changedMeanwhile(c.Name, err)
-	}
-	if rev == 0 {
-		return nil // nobody could use it before
-	}
-	return c.orBack(e, b, have)
+	return nil // what cannot be known here shows when its host makes the bridge
+}
+
+// onlyReserved reports whether nothing but the reserved addresses of a network changes. That may be while it is used: an
+// address that is reserved and held stays held, and is not leased again.
+func onlyReserved(have, want *fulmarv1.Network) bool {
+	have, want = proto.CloneOf(have), proto.CloneOf(want)
+	have.Reserved, want.Reserved = nil, nil
+	return proto.Equal(have, want)
 }
 
 // orBack undoes a change of a network that somebody began to use after it was found unused.
@@ -137,7 +170,8 @@ func (c *networkRmCmd) Run(e *env) error {
 	}
 	defer closeBus()
 	n, rev, err := b.Networks.Get(e.ctx, c.Name)
-	if err != nil {
+	_, unreadable := errors.AsType[*bus.UnreadableError](err)
+	if err != nil && !unreadable {
 		return err
 	}
 	if rev == 0 {
@@ -148,6 +182,9 @@ func (c *networkRmCmd) Run(e *env) error {
 	}
 	if err := b.Networks.Delete(e.ctx, c.Name, rev); err != nil {
 		return changedMeanwhile(c.Name, err)
+	}
+	if unreadable {
+		return nil // nobody could use it, and there is nothing to add again
 	}
 	return c.orBack(e, b, n)
 }
@@ -165,9 +202,9 @@ func (c *networkRmCmd) orBack(e *env, b *bus.Bus, before *fulmarv1.Network) erro
 	return fmt.Errorf("remove network %s: %w", c.Name, used)
 }
 
-// unused refuses a network of which a deployment has instances.
+// unused refuses a network of which a deployment has instances. Of a stack whose head cannot be read its leases tell.
 func unused(e *env, b *bus.Bus, network string) error {
-	heads, err := b.Heads.All(e.ctx)
+	heads, bad, err := b.Heads.Readable(e.ctx)
 	if err != nil {
 		return err
 	}
@@ -177,6 +214,20 @@ func unused(e *env, b *bus.Bus, network string) error {
 			if d.GetContent().GetNetwork() == network && len(d.GetContent().GetUnits()) > 0 && !dead {
 				return fmt.Errorf("stack %s uses it; retire it first", stack)
 			}
+		}
+	}
+	if len(bad) == 0 {
+		return nil
+	}
+	leases, _, err := b.Leases.Readable(e.ctx)
+	if err != nil {
+		return err
+	}
+	for key, l := range leases {
+		in, _, _ := messages.ParseLeaseKey(key)
+		stack, _, _, _ := messages.ParseInstance(l.GetInstance())
+		if in == network && l.GetRestingUntil() == nil && slices.ContainsFunc(bad, func(u *bus.UnreadableError) bool { return u.Key == stack }) {
+			return fmt.Errorf("stack %s, whose head cannot be read, holds an address of it", stack)
 		}
 	}
 	return nil

@@ -48,7 +48,8 @@ func TestANetworkInUseStays(t *testing.T) {
 	if status, out, _ := w.run("deploy", "web", strings.Repeat("0", 64), "--detach"); status != 0 || out != "web-1\n" {
 		t.Fatalf("status %d: %s", status, out)
 	}
-	if err := followLog(t.Context(), w.bus, 0, func(said) (bool, error) { return true, nil }, "fulmar.event.web.1.*.*"); err != nil {
+	e := &env{ctx: t.Context(), err: t.Output()}
+	if err := e.followLog(t.Context(), w.bus, 0, func(said) (bool, error) { return true, nil }, "fulmar.event.web.1.*.*"); err != nil {
 		t.Fatal(err)
 	}
 	if status, _, errout := w.run("network", "rm", "dmz"); status != 1 || !strings.Contains(errout, "stack web uses it") {

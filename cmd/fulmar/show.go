@@ -42,11 +42,11 @@ func (c *psCmd) Run(e *env) error {
 		return err
 	}
 	defer closeBus()
-	heads, err := b.Heads.All(e.ctx)
+	heads, err := readable(e, b.Heads)
 	if err != nil {
 		return err
 	}
-	hosts, err := b.Hosts.All(e.ctx)
+	hosts, err := readable(e, b.Hosts)
 	if err != nil {
 		return err
 	}
@@ -170,7 +170,7 @@ func (c *describeCmd) Run(e *env) error {
 	if err != nil {
 		return err
 	}
-	hosts, err := b.Hosts.All(e.ctx)
+	hosts, err := readable(e, b.Hosts)
 	if err != nil {
 		return err
 	}
@@ -185,9 +185,7 @@ func (c *describeCmd) Run(e *env) error {
 		for _, i := range d.GetInstances() {
 			fmt.Fprintf(e.out, "  instance %s at %s, runs: %s\n", i.GetName(), i.GetAddress(), runs(running[i.GetName()]))
 		}
-		if err := describeBuilds(e, b, c.Stack, d.GetGeneration()); err != nil {
-			return err
-		}
+		describeBuilds(e, b, c.Stack, d.GetGeneration())
 	}
 	if head.GetPrevious() != nil {
 		fmt.Fprintf(e.out, "\nprevious content (fulmar rollback %s)\n", c.Stack)
@@ -197,18 +195,17 @@ func (c *describeCmd) Run(e *env) error {
 	return (&eventsCmd{Stack: c.Stack}).print(e, b)
 }
 
-// describeBuilds says where the images of a deployment came from.
-func describeBuilds(e *env, b *bus.Bus, stack string, generation uint64) error {
+// describeBuilds says where the images of a deployment came from, if its last event can be read.
+func describeBuilds(e *env, b *bus.Bus, stack string, generation uint64) {
 	last, _, err := b.Last(e.ctx, stack, generation)
 	if err != nil {
-		return err
+		e.leftOut(err)
 	}
 	for _, u := range last.GetDeployment().GetUnits() {
 		if build := u.GetBuild(); build != nil {
 			fmt.Fprintf(e.out, "  build %s: %s, docker image %s, log %s\n", u.GetName(), provenance(build), orNone(build.GetImageDigest()), orNone(build.GetLog()))
 		}
 	}
-	return nil
 }
 
 func orNone(s string) string {
@@ -253,7 +250,7 @@ func (c *eventsCmd) print(e *env, b *bus.Bus) error {
 	}
 	if !c.Follow {
 		found := false
-		err := readLog(e.ctx, b, func(s said) error {
+		err := e.readLog(b, func(s said) error {
 			found = true
 			return c.one(e, s)
 		}, messages.StackFilter(stack))
@@ -267,7 +264,7 @@ func (c *eventsCmd) print(e *env, b *bus.Bus) error {
 			fmt.Fprintf(e.err, "note: %v; its events are printed once there are any\n", err)
 		}
 	}
-	err := followLog(e.ctx, b, 0, func(s said) (bool, error) { return false, c.one(e, s) }, messages.StackFilter(stack))
+	err := e.followLog(e.ctx, b, 0, func(s said) (bool, error) { return false, c.one(e, s) }, messages.StackFilter(stack))
 	if errors.Is(err, context.Canceled) {
 		return nil // the user has seen enough
 	}

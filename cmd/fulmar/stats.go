@@ -63,7 +63,7 @@ func (c *statsCmd) Run(e *env) error {
 // last asks every host for the last two samples of what runs there. A host that does not answer is an error beside what the
 // others say.
 func (c *statsCmd) last(e *env, b *bus.Bus) (map[string]use, error) {
-	hosts, err := b.Hosts.All(e.ctx)
+	hosts, err := readable(e, b.Hosts)
 	if err != nil {
 		return nil, err
 	}
@@ -110,7 +110,8 @@ func (c *statsCmd) follow(e *env, uses map[string]use, live <-chan *nats.Msg) er
 		case msg := <-live:
 			m := &fulmarv1.Stats{}
 			if err := proto.Unmarshal(msg.Data, m); err != nil {
-				return fmt.Errorf("read statistics: %w", err)
+				e.leftOut(fmt.Errorf("statistics on %s cannot be read: %w", msg.Subject, err))
+				continue
 			}
 			last := uses[m.GetInstance()].sample
 			if last.GetTime() != nil && !m.GetTime().AsTime().After(last.GetTime().AsTime()) {

@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -75,7 +77,7 @@ func (c *upCmd) serve(e *env, log *slog.Logger) error {
 	defer server.Stop()
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	networks, err := c.networks(e.ctx, server)
+	networks, err := c.networks(e.ctx, server, log)
 	if err != nil {
 		return err
 	}
@@ -110,8 +112,9 @@ func (c *upCmd) serve(e *env, log *slog.Logger) error {
 	return g.Run()
 }
 
-// networks makes the network if there is none, and the bridges of this host's networks that are missing.
-func (c *upCmd) networks(ctx context.Context, server *bus.Server) (string, error) {
+// networks makes the network if there is none, and the bridges of this host's networks that are missing. It goes on without
+// a network whose record or bridge is no good: the others need not suffer for it, and it can be removed once the bus is up.
+func (c *upCmd) networks(ctx context.Context, server *bus.Server, log *slog.Logger) (string, error) {
 	nc, err := server.Connect("up")
 	if err != nil {
 		return "", err
@@ -121,27 +124,29 @@ func (c *upCmd) networks(ctx context.Context, server *bus.Server) (string, error
 	if err != nil {
 		return "", err
 	}
-	all, err := b.Networks.All(ctx)
+	all, bad, err := b.Networks.Readable(ctx)
 	if err != nil {
 		return "", err
 	}
-	if len(all) == 0 {
-		n := &fulmarv1.Network{Name: c.Network, Host: c.Host, Bridge: c.Bridge, Prefix: c.Prefix.Masked().String(), Gateway: c.Prefix.Addr().String()}
-		if err := messages.CheckNetwork(n); err != nil {
+	for _, u := range bad {
+		log.Error("network was left out", "network", u.Key, "err", u, "cure", "fulmar network add "+u.Key+" writes it anew, fulmar network rm "+u.Key+" removes it; then start again")
+	}
+	if len(all)+len(bad) == 0 {
+		n, err := c.firstNetwork(ctx, b)
+		if err != nil {
 			return "", err
 		}
-		if err := b.Networks.Put(ctx, n.GetName(), n, 0); err != nil {
-			return "", err
-		}
-		all = map[string]*fulmarv1.Network{n.GetName(): n}
+		all[n.GetName()] = n
 	}
 	var made []string
-	for _, n := range all {
+	for _, key := range slices.Sorted(maps.Keys(all)) {
+		n := all[key]
 		if n.GetHost() != c.Host {
 			continue
 		}
 		if err := ensureBridge(n); err != nil {
-			return "", err
+			log.Error("network was left out", "network", key, "err", err, "cure", "fulmar network add "+key+" with another --bridge changes it, fulmar network rm "+key+" removes it; then start again")
+			continue
 		}
 		made = append(made, fmt.Sprintf("network %s %s on bridge %s", n.GetName(), n.GetPrefix(), n.GetBridge()))
 	}
@@ -149,6 +154,18 @@ func (c *upCmd) networks(ctx context.Context, server *bus.Server) (string, error
 		return "no network on this host", nil
 	}
 	return strings.Join(made, ", "), nil
+}
+
+// firstNetwork makes the network of the flags, and its bridge before: one that is no good is not written down.
+func (c *upCmd) firstNetwork(ctx context.Context, b *bus.Bus) (*fulmarv1.Network, error) {
+	n := &fulmarv1.Network{Name: c.Network, Host: c.Host, Bridge: c.Bridge, Prefix: c.Prefix.Masked().String(), Gateway: c.Prefix.Addr().String()}
+	if err := messages.CheckNetwork(n); err != nil {
+		return nil, err
+	}
+	if err := ensureBridge(n); err != nil {
+		return nil, err
+	}
+	return n, b.Networks.Put(ctx, n.GetName(), n, 0)
 }
 
 // reported waits until vmm has told the bus what the host runs: from then on a deployment meets nothing that still

@@ -29,7 +29,7 @@ func (watchLsCmd) Run(e *env) error {
 		return err
 	}
 	defer closeBus()
-	all, err := b.Watches.All(e.ctx)
+	all, err := readable(e, b.Watches)
 	if err != nil {
 		return err
 	}
@@ -47,7 +47,7 @@ func (watchLsCmd) Run(e *env) error {
 		}
 		became, err := became(e, b, w)
 		if err != nil {
-			return err
+			e.leftOut(err)
 		}
 		rows = append(rows, watchRows(w, became, time.Now())...)
 	}
