@@ -2,8 +2,11 @@ package host
 
 import (
 	"net/netip"
+	"strconv"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestOwnAddress(t *testing.T) {
@@ -52,5 +55,11 @@ func TestAnAddressHasMovedOnlyIfAnotherMayHaveHadIt(t *testing.T) {
 		if step.got != step.want {
 			t.Errorf("step %d, %s: %v", i, step.what, step.got)
 		}
+	}
+}
+
+func TestEveryTapHasAName(t *testing.T) {
+	if last := tapPrefix + strconv.Itoa(slotsMax); len(last) >= unix.IFNAMSIZ {
+		t.Errorf("%s has %d characters, and the kernel takes %d", last, len(last), unix.IFNAMSIZ-1)
 	}
 }

@@ -263,7 +263,7 @@ func TestATapWhoseNameIsTakenGetsAnother(t *testing.T) {
 	bridge(t)
 	d := start(t, cfg).destroyAll(t)
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name = "fulmar1" // as a second host in this namespace has it
+	attrs.Name = "fulmar-tap1" // as a second host in this namespace has it
 	other := &netlink.Bridge{LinkAttrs: attrs}
 	if err := netlink.LinkAdd(other); err != nil {
 		t.Fatal(err)
@@ -271,7 +271,7 @@ func TestATapWhoseNameIsTakenGetsAnother(t *testing.T) {
 	t.Cleanup(func() { _ = netlink.LinkDel(other) })
 	n := name(t, ":a")
 	d.create(t, n, unikernel(hosttest.Guest(t, 1), 1, "wait"))
-	if tap := tapOf(t, n); tap.Attrs().Name == attrs.Name || !strings.HasPrefix(tap.Attrs().Name, "fulmar") {
+	if tap := tapOf(t, n); tap.Attrs().Name == attrs.Name || !strings.HasPrefix(tap.Attrs().Name, "fulmar-tap") {
 		t.Errorf("the tap is called %s", tap.Attrs().Name)
 	}
 }

@@ -14,10 +14,10 @@ import (
 	"fulmar/bridge"
 )
 
-// A tap is called by its prefix and a number: that after the slot of its unikernel (0 is a bridge's, as a rule), or if that is taken the lowest one
-// that no interface has. The kernel, which finds that one, looks at all interfaces for it.
+// A tap is called by its prefix, which leaves fulmar0, fulmar1 and so on to bridges, and a number: that after the slot of its unikernel, or if that is taken
+// the lowest one that no interface has. The kernel, which finds that one, looks at all interfaces for it. All that has 15 characters, the most that a name may have.
 const (
-	tapPrefix  = "fulmar"
+	tapPrefix  = "fulmar-tap"
 	tapPattern = tapPrefix + "%d"
 )
 
