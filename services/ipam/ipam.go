@@ -76,7 +76,8 @@ func (s *Service) Run(ctx context.Context) error {
 }
 
 // lease gives every unit of a built deployment its instance and address: read the head, decide in order of use, claim,
-// write the head. bus publishes leased as the event's one successor.
+// write the head. bus publishes leased as the event's one successor. Something newer that is live or staged takes nobody's
+// address: what it supersedes fails here, also when it only waits for an address that rests.
 func (s *Service) lease(ctx context.Context, e *fulmarv1.Event) (messages.Verb, error) {
 	d := e.GetDeployment()
 	head, rev, err := s.bus.Heads.Get(ctx, d.GetStack())
@@ -89,6 +90,9 @@ func (s *Service) lease(ctx context.Context, e *fulmarv1.Event) (messages.Verb, 
 		return "", nil // it failed meanwhile, and whoever condemned it says so
 	case !entry.GetLeased() && s.now().After(entry.GetDeadline().AsTime()):
 		return "", messages.ErrLate
+	}
+	if err := messages.Superseded(head, d.GetGeneration()); err != nil {
+		return "", err
 	}
 	instances := entry.GetInstances()
 	if !entry.GetLeased() {

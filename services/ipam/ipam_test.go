@@ -173,6 +173,28 @@ func TestAnAddressWhoseHolderRunsAgain(t *testing.T) {
 	}
 }
 
+// TestWhatWaitsForAnAddressGivesWayToWhatIsNewer has an address that rests for half a minute, and a newer deployment that
+// needs none.
+func TestWhatWaitsForAnAddressGivesWayToWhatIsNewer(t *testing.T) {
+	w := newWorld(t, network("10.0.0.0/30", "10.0.0.1"))
+	w.lease("10.0.0.2", &fulmarv1.Lease{Instance: "old.a.1", RestingUntil: timestamppb.New(time.Now().Add(30 * time.Second))})
+	for range 2 {
+		w.start(calm())
+	}
+	w.built("web", 7, unit("a", "i1"))
+	w.built("web", 8)
+	w.await(8, messages.Leased)
+	w.publish("web", 8)
+	e := w.await(7, messages.Failed)
+	if e.GetReason() != "superseded by web-8" || e.GetReasonCode() != fulmarv1.ReasonCode_REASON_CODE_SUPERSEDED {
+		t.Errorf("got %v", e)
+	}
+	w.wantChain("web", 7, messages.Built, messages.Failed)
+	if diff := cmp.Diff(map[string]string{"10.0.0.2": "resting"}, w.leases()); diff != "" {
+		t.Errorf("leases (-want +got):\n%s", diff)
+	}
+}
+
 func TestAnAddressThatRestsBeyondTheDeadlineIsNotWaitedFor(t *testing.T) {
 	w := newWorld(t, network("10.0.0.0/30", "10.0.0.1"))
 	w.lease("10.0.0.2", &fulmarv1.Lease{Instance: "old.a.1", RestingUntil: timestamppb.New(time.Now().Add(time.Hour))})

@@ -2,13 +2,13 @@
 //
 // It hears started, probes every unit of the deployment with the checks of its content, and says healthy once each
 // check was good as many times in a row as asked for. A unit that is not healthy in time, or that exited, fails the
-// deployment. What is live or staged is probed for as long as it is; changes are said as observations: unhealthy,
-// recovered, exited.
+// deployment; so does a newer one that is live or staged, to which it gives way at once. What is live or staged is probed
+// for as long as it is; changes are said as observations: unhealthy, recovered, exited.
 //
 // Its state is in memory and can be lost at any time. A check before publication begins anew with the next delivery of
-// its event; a watch after publication begins with what the last observation in the log says, and looks there again
-// before it says anything, so neither a restart nor a second monitor repeats an observation. (Two monitors of one host
-// that see a change within the same millisecond may both say it.)
+// its event; a watch after publication begins with what the last observation of its instance in the log says, and looks
+// there again before it says anything, so neither a restart nor a second monitor repeats an observation. (Two monitors
+// of one host that see a change within the same millisecond may both say it.)
 //
 // The invariant it guards: healthy is said only of a deployment each of whose checks was good in a row, with the checks
 // of that very generation, while none of its instances was known to have exited.
@@ -130,7 +130,8 @@ func (s *Service) try(ctx context.Context, e *fulmarv1.Event) error {
 		}
 		return checks.Wait()
 	})
-	g.Go(func() error { return s.untilExit(running, d) })
+	g.Go(func() error { return s.untilExit(ctx, running.Done(), d) })
+	g.Go(func() error { return s.untilSuperseded(running, d) })
 	return g.Wait()
 }
 
@@ -163,11 +164,33 @@ func (s *Service) nudge(address string) {
 	}
 }
 
-// untilExit ends with a refusal when an instance of the deployment exited, and with nothing when ctx ends.
-func (s *Service) untilExit(ctx context.Context, d *fulmarv1.Deployment) error {
+// untilExit ends with a refusal when an instance of the deployment exited, and with nothing once the checks are finished.
+// A kept instance that had exited is started again, and vmm writes that down before it says started: so an end counts
+// only if the record still tells of it when all that was written is known.
+func (s *Service) untilExit(ctx context.Context, finished <-chan struct{}, d *fulmarv1.Deployment) error {
 	for {
 		changed := s.hosts.Changed()
-		if err := exitedEarly(s.hosts.All()[s.host], d); err != nil {
+		if exitedEarly(s.hosts.All()[s.host], d) != nil {
+			if err := s.hosts.CaughtUp(ctx); err != nil {
+				return err
+			}
+			if err := exitedEarly(s.hosts.All()[s.host], d); err != nil {
+				return err
+			}
+		}
+		select {
+		case <-changed:
+		case <-finished:
+			return nil
+		}
+	}
+}
+
+// untilSuperseded ends with a refusal when something newer of the stack is live or staged, and with nothing when ctx ends.
+func (s *Service) untilSuperseded(ctx context.Context, d *fulmarv1.Deployment) error {
+	for {
+		changed := s.heads.Changed()
+		if err := messages.Superseded(s.heads.Get(d.GetStack()), d.GetGeneration()); err != nil {
 			return err
 		}
 		select {

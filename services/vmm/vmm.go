@@ -73,6 +73,7 @@ type Service struct {
 	bus     *bus.Bus
 	log     *slog.Logger
 	config  Config
+	heads   *bus.View[*fulmarv1.Head]
 	path    albatross.Path
 	client  *albatross.Client
 	images  *images
@@ -103,7 +104,7 @@ func New(b *bus.Bus, c Config, reg prometheus.Registerer) (*Service, error) {
 	if err := os.MkdirAll(c.Cache, dirMode); err != nil {
 		return nil, fmt.Errorf("make image cache: %w", err)
 	}
-	s := &Service{bus: b, log: b.Log, config: c, path: path, client: &albatross.Client{Dir: c.Dir}, metrics: newMetrics(reg)}
+	s := &Service{bus: b, log: b.Log, config: c, heads: b.Heads.View(), path: path, client: &albatross.Client{Dir: c.Dir}, metrics: newMetrics(reg)}
 	if c.Remote != nil {
 		s.client = c.Remote.Client
 	}
@@ -130,7 +131,11 @@ func New(b *bus.Bus, c Config, reg prometheus.Registerer) (*Service, error) {
 // Run starts, stops and watches until ctx ends, which is no error. The instances run on.
 func (s *Service) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return s.heads.Run(ctx) })
 	g.Go(func() error {
+		if err := s.heads.CaughtUp(ctx); err != nil { // who was away may have been overtaken by now
+			return unlessEnded(ctx, err)
+		}
 		return s.bus.Run(ctx, bus.Step{
 			Name: "vmm-start-" + s.config.Host, Hears: []messages.Verb{messages.Leased}, Host: s.config.Host, Handle: s.start,
 		})
@@ -148,24 +153,47 @@ func (s *Service) Run(ctx context.Context) error {
 	return g.Wait()
 }
 
-// start gets the images of a leased deployment and creates its instances, in lease order, but for those that were kept and
-// run.
+// unlessEnded is no error once ctx has ended.
+func unlessEnded(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+// start makes the instances of a leased deployment run, unless something newer of the stack is live or staged: then it
+// gives way to it, also in the middle of a create that gets no answer.
 func (s *Service) start(ctx context.Context, e *fulmarv1.Event) (messages.Verb, error) {
+	wanted, release, err := s.wanted(ctx, e.GetDeployment())
+	if err != nil {
+		return "", err
+	}
+	defer release()
+	err = s.run(wanted, e)
+	if wanted.Err() != nil && ctx.Err() == nil {
+		err = context.Cause(wanted)
+	}
+	return messages.Started, err
+}
+
+// run gets the images of a leased deployment and creates its instances, in lease order, but for those that were kept and
+// run.
+func (s *Service) run(ctx context.Context, e *fulmarv1.Event) error {
 	d := e.GetDeployment()
 	starts, err := Starts(d, s.config.CPUs)
 	if err != nil {
-		return "", err
+		return err
 	}
 	missing, err := s.missing(ctx, starts)
 	if err != nil {
-		return "", err
+		return err
 	}
 	for _, st := range missing {
 		if err := s.create(ctx, st, e.GetTime().AsTime(), d.GetDeadline().AsTime()); err != nil {
-			return "", err
+			return err
 		}
 	}
-	return messages.Started, s.watcher.revise(ctx, missing)
+	return s.watcher.revise(ctx, missing)
 }
 
 // missing gives the instances to create, with their images. One that was kept runs, as a rule, and its image need be
