@@ -135,11 +135,19 @@ func TestDecodeRefusesInOneSentence(t *testing.T) {
 		},
 		"a list where a message belongs": {
 			deploy, `{"units":[{"image":[]}]}`,
-			`deploy request: syntax error: unexpected token [ (line 1, column 20)`,
+			`deploy request: field image is an object, but there is [ (line 1, column 20)`,
 		},
 		"a message where a list belongs": {
 			deploy, `{"units":{}}`,
-			`deploy request: syntax error: unexpected token { (line 1, column 10)`,
+			`deploy request: field units is a list, but there is { (line 1, column 10)`,
+		},
+		"a text where a list belongs": {
+			deploy, `{"units":[{"image":{"git":{"url":"http://ä","ref":"main"}},"cpus":[0],"args":"--ipv4"}]}`,
+			`deploy request: field args is a list, but there is "--ipv4" (line 1, column 78)`,
+		},
+		"a text in a list of objects": {
+			deploy, "{\"units\":[{\n\"args\":[\"a\"]}, \"x\"]}",
+			`deploy request: field units is a list of objects, but there is "x" (line 2, column 16)`,
 		},
 		"two sources of one image": {
 			deploy, `{"units":[{"image":{"file":"/a","url":"http://b"}}]}`,

@@ -44,10 +44,10 @@ func decodeJSON(body []byte, m proto.Message) error {
 var (
 	badDuration = regexp.MustCompile(`^invalid google\.protobuf\.Duration value "(.*)" (\(line \d+, column \d+\))$`)
 	badToken    = regexp.MustCompile(`^syntax error: unexpected token (\S+) \(line (\d+), column (\d+)\)$`)
-	keyBefore   = regexp.MustCompile(`"([A-Za-z_]+)"\s*:\s*$`)
 )
 
-// inJSON says what to write instead where a duration stands as JSON does not know it.
+// inJSON names the field whose value is of another kind, and says what to write instead where a duration stands as JSON does
+// not know it.
 func inJSON(err error, body []byte, d protoreflect.MessageDescriptor) error {
 	if m := badDuration.FindStringSubmatch(err.Error()); m != nil {
 		return fmt.Errorf("%q is no duration: %s %s", m[1], wantDuration(m[1]), m[2])
@@ -56,17 +56,110 @@ func inJSON(err error, body []byte, d protoreflect.MessageDescriptor) error {
 	if m == nil {
 		return err
 	}
-	line, lerr := strconv.Atoi(m[2])
-	column, cerr := strconv.Atoi(m[3])
-	lines := bytes.Split(body, []byte("\n"))
-	if lerr != nil || cerr != nil || line < 1 || line > len(lines) || column < 1 || column > len(lines[line-1])+1 {
+	before, ok := until(body, m[2], m[3])
+	if !ok {
 		return err
 	}
-	key := keyBefore.FindSubmatch(lines[line-1][:column-1])
-	if key == nil || !hasDuration(d, string(key[1]), map[protoreflect.FullName]bool{}) {
+	switch f, element := fieldAt(before, d); {
+	case f == nil:
 		return err
+	case isDuration(f) && !f.IsList():
+		return fmt.Errorf("%s is no duration: %s (line %s, column %s)", m[1], wantDuration(m[1]), m[2], m[3])
+	default:
+		return fmt.Errorf("field %s is %s, but there is %s (line %s, column %s)", f.Name(), kindOf(f, element), m[1], m[2], m[3])
 	}
-	return fmt.Errorf("%s is no duration: %s (line %s, column %s)", m[1], wantDuration(m[1]), m[2], m[3])
+}
+
+// until gives a text up to a position, which counts lines and characters from 1.
+func until(body []byte, line, column string) (before []byte, ok bool) {
+	l, lerr := strconv.Atoi(line)
+	c, cerr := strconv.Atoi(column)
+	lines := bytes.SplitAfter(body, []byte("\n"))
+	if lerr != nil || cerr != nil || l < 1 || l > len(lines) {
+		return nil, false
+	}
+	last := []rune(string(lines[l-1]))
+	if c < 1 || c > len(last)+1 {
+		return nil, false
+	}
+	return append(bytes.Join(lines[:l-1], nil), string(last[:c-1])...), true
+}
+
+// fieldAt gives the field whose value would come next after the beginning of a message in JSON, and whether that is an
+// element of its list. It gives nil if there is none.
+func fieldAt(before []byte, d protoreflect.MessageDescriptor) (f protoreflect.FieldDescriptor, element bool) {
+	type level struct {
+		message     protoreflect.MessageDescriptor // nil within a map
+		field       protoreflect.FieldDescriptor   // of the last key
+		list, value bool                           // whether its values have no keys; whether a value comes next
+	}
+	var levels []level
+	tokens := json.NewDecoder(bytes.NewReader(before))
+	for {
+		token, err := tokens.Token()
+		if err != nil {
+			break
+		}
+		top := level{message: d}
+		if len(levels) > 0 {
+			top = levels[len(levels)-1]
+		}
+		switch {
+		case token == json.Delim('['):
+			levels = append(levels, level{field: top.field, list: true})
+			continue
+		case token == json.Delim('{') && len(levels) == 0:
+			levels = append(levels, top)
+			continue
+		case token == json.Delim('{'):
+			within := level{}
+			if top.field != nil && !top.field.IsMap() {
+				within.message = top.field.Message()
+			}
+			levels = append(levels, within)
+			continue
+		case token == json.Delim(']'), token == json.Delim('}'):
+			levels = levels[:len(levels)-1]
+		case len(levels) > 0 && !top.list && !top.value:
+			now := &levels[len(levels)-1]
+			now.value, now.field = true, named(top.message, token)
+			continue
+		}
+		if len(levels) > 0 { // a value has ended
+			levels[len(levels)-1].value = false
+		}
+	}
+	if len(levels) == 0 {
+		return nil, false
+	}
+	top := levels[len(levels)-1]
+	if !top.list && !top.value {
+		return nil, false
+	}
+	return top.field, top.list
+}
+
+// named gives the field of a message by its key in JSON, or nil.
+func named(d protoreflect.MessageDescriptor, key json.Token) protoreflect.FieldDescriptor {
+	name, _ := key.(string)
+	if d == nil {
+		return nil
+	}
+	if f := d.Fields().ByJSONName(name); f != nil {
+		return f
+	}
+	return d.Fields().ByName(protoreflect.Name(name))
+}
+
+// kindOf names what stands for a field in JSON. Of single values the library says it.
+func kindOf(f protoreflect.FieldDescriptor, element bool) string {
+	switch {
+	case element:
+		return "a list of objects"
+	case f.IsList():
+		return "a list"
+	}
+	return "an object"
 }
 
 // wantDuration says how a duration is written in JSON: in seconds, as text.
@@ -82,25 +175,8 @@ func wantDuration(s string) string {
 	return fmt.Sprintf("want %q", strconv.FormatFloat(d.Seconds(), 'f', -1, 64)+"s")
 }
 
-// hasDuration reports whether a message, at any depth, has a duration by this name.
-func hasDuration(d protoreflect.MessageDescriptor, key string, seen map[protoreflect.FullName]bool) bool {
-	if seen[d.FullName()] {
-		return false
-	}
-	seen[d.FullName()] = true
-	for i := range d.Fields().Len() {
-		f := d.Fields().Get(i)
-		switch {
-		case f.Message() == nil:
-		case f.Message().FullName() == "google.protobuf.Duration":
-			if key == f.JSONName() || key == string(f.Name()) {
-				return true
-			}
-		case hasDuration(f.Message(), key, seen):
-			return true
-		}
-	}
-	return false
+func isDuration(f protoreflect.FieldDescriptor) bool {
+	return f.Message() != nil && f.Message().FullName() == "google.protobuf.Duration"
 }
 
 // position is where the library saw an error in JSON.

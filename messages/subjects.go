@@ -128,6 +128,11 @@ func ObservationSubject(stack string, generation uint64, verb Verb, host, unit s
 	return StepSubject(stack, generation, verb, host) + "." + unit
 }
 
+// ObservationFilter matches every observation of a unit of a stack on a host: fulmar.event.web.*.*.host1.web.
+func ObservationFilter(stack, host, unit string) string {
+	return "fulmar.event." + stack + ".*.*." + host + "." + unit
+}
+
 // ChainFilter matches the steps of one deployment: fulmar.event.web.42.*.*. It is the one form with which every writer
 // names the chain (rule 2 of the design); observations do not match it.
 func ChainFilter(stack string, generation uint64) string {

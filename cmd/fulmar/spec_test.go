@@ -9,8 +9,8 @@ func TestAnErrorInASpecSaysWhereItIs(t *testing.T) {
 	for spec, want := range map[string]string{
 		"unit:\n  - name: web\n": `spec -: unit: unknown field "unit"`,
 		"units:\n  - name: web\n    image: {file: /a}\n  - name: ü\n    image: {file: /a}\n    port: []\n": `spec -: units[1].port: unknown field "port"`,
-		"units:\n  - image: hello.spt\n":                 `spec -: units[0].image: unexpected token "hello.spt"`,
-		"units:\n  - args: --ipv4\n":                     `spec -: units[0].args: unexpected token "--ipv4"`,
+		"units:\n  - image: hello.spt\n":                 `spec -: units[0].image: field image is an object, but there is "hello.spt"`,
+		"units:\n  - args: --ipv4\n":                     `spec -: units[0].args: field args is a list, but there is "--ipv4"`,
 		"units:\n  - args: [a, {b: c}]\n":                `spec -: units[0].args[1]: `,
 		"units:\n  - {ports: [{port: 1}, {port: x}]}\n":  `spec -: units[0].ports[1].port: invalid value for uint32 field port: "x"`,
 		"units:\n  - memory: 32M\n":                      `spec -: units[0].memory: invalid value for uint32 field memory: "32M"`,
