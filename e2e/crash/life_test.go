@@ -21,6 +21,7 @@ type phase string
 const (
 	first  phase = "deploy"
 	update phase = "update"
+	sick   phase = "unhealthy update"
 	retire phase = "retire"
 )
 
@@ -43,15 +44,23 @@ func (w *world) newLife(t *testing.T, stack string, port uint16) *life {
 }
 
 // body is the request for a text.
-func (l *life) body(text string) string {
+func (l *life) body(text string) string { return l.content(text, `"]`) }
+
+// sickBody is the request for a text whose unit web never gets healthy.
+func (l *life) sickBody(text string) string {
+	return l.content(text, `","--unhealthy"],"health":[{"http":{},"interval":"0.1s","start_deadline":"1s"}]`)
+}
+
+// content is a request in which more ends the arguments of the unit web.
+func (l *life) content(text, more string) string {
 	source := fmt.Sprintf(`"object":%q`, l.object)
 	if l.file != "" {
 		source = fmt.Sprintf(`"file":%q`, l.file)
 	}
 	const net = `"--ipv4={{.IP}}/{{.PrefixLen}}","--ipv4-gateway={{.Gateway}}"`
 	return fmt.Sprintf(`{"units":[{"name":"aux","image":{%[1]s},"memory":8,"args":[%[2]s,"--hello=%[3]s"]},`+
-		`{"name":"web","image":{%[1]s},"memory":8,"args":[%[2]s,"--hello=%[3]s@{{ip \"aux\"}}"],"ports":[{"port":%[4]d,"target":80}]}]}`,
-		source, net, text, l.port)
+		`{"name":"web","image":{%[1]s},"memory":8,"args":[%[2]s,"--hello=%[3]s@{{ip \"aux\"}}%[5]s,"ports":[{"port":%[4]d,"target":80}]}]}`,
+		source, net, text, l.port, more)
 }
 
 // go through a phase: ask, wait until it ends, look at what is served, and wait until what it replaces is retired. A
@@ -59,16 +68,21 @@ func (l *life) body(text string) string {
 func (l *life) run(p phase, text string) {
 	l.t.Helper()
 	kind, body := fulmarv1.Kind_KIND_DEPLOY, l.body(text)
-	if p == retire {
+	switch p {
+	case sick:
+		body = l.sickBody(text)
+	case retire:
 		kind, body, text = fulmarv1.Kind_KIND_RETIRE, "", ""
 	}
 	for range 3 {
 		g := l.request(l.t, kind, l.stack, fmt.Sprintf("%s-%d", l.stack, len(l.generations)), body)
 		l.generations = append(l.generations, g)
 		s := l.await(g, messages.Published, messages.Failed, messages.Rejected)
-		if s.Verb == messages.Published {
+		takenBack := p == sick && s.Verb == messages.Failed && strings.Contains(s.Event.GetReason(), "was not healthy")
+		switch {
+		case s.Verb == messages.Published && p != sick:
 			l.serves = text
-		} else {
+		case !takenBack:
 			l.failures = append(l.failures, fmt.Sprintf("%s of %s", s, p))
 		}
 		if p != retire { // the last rules of a retired stack go a little later
@@ -76,7 +90,7 @@ func (l *life) run(p phase, text string) {
 		}
 		l.settled(s)
 		l.served()
-		if s.Verb == messages.Published {
+		if s.Verb == messages.Published || takenBack {
 			return
 		}
 	}
@@ -214,7 +228,7 @@ type fault struct {
 // through goes through the phases, each with its fault if it has one, and fails the test if a fault did not happen.
 func (l *life) through(faults map[phase]func() fault) {
 	l.t.Helper()
-	for i, p := range []phase{first, update, retire} {
+	for i, p := range []phase{first, update, sick, retire} {
 		happens := func() error { return nil }
 		if set, ok := faults[p]; ok {
 			happens = l.set(set())

@@ -23,7 +23,7 @@ type point struct {
 var (
 	always = []phase{first, update, retire}
 	comes  = []phase{first, update} // something new is there
-	goes   = []phase{update, retire}
+	goes   = []phase{update, sick, retire}
 )
 
 // points are all steps at which a service changes something, in the order of a life.
@@ -42,6 +42,7 @@ func points() []point {
 		{"vmm creates the last instance", "vmm", true, comes, commands("create", "web")},
 		{"vmm says started", "vmm", false, always, says(messages.Started)},
 		{"monitor says healthy", "monitor", false, always, says(messages.Healthy)},
+		{"monitor says failed", "monitor", false, []phase{sick}, says(messages.Failed)},
 		{"nat makes it live in the head", "nat", false, always, writesHead(nil)},
 		{"nat says published", "nat", false, always, says(messages.Published)},
 		{"gc condemns it in the head", "gc", false, goes, writesHead(nil)},
