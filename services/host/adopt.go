@@ -55,7 +55,11 @@ func (s *Service) adopt() error {
 			alive = append(alive, e.inst)
 		}
 	}
-	s.meetAll(alive) // before they can part
+	masters, err := s.bridges.masters()
+	if err != nil {
+		return err
+	}
+	s.meetAll(alive, masters) // before they can part
 	for _, inst := range alive {
 		s.run(inst)
 		s.metrics.adopted.Inc()

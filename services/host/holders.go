@@ -1,6 +1,7 @@
 package host
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
 	"sync"
@@ -67,6 +68,13 @@ func (h *holders) left(key holderKey, mac string, now time.Time) {
 	if h.last[key].mac == mac {
 		h.last[key] = holder{mac: mac, ended: now}
 	}
+}
+
+// forget drops what is remembered of bridges that are gone.
+func (h *holders) forget(gone func(bridge int) bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	maps.DeleteFunc(h.last, func(key holderKey, _ holder) bool { return gone(key.bridge) })
 }
 
 // greeting is what a says of itself to all.

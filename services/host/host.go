@@ -90,6 +90,7 @@ type Service struct {
 	stats    *statistics
 	slots    *slots
 	ready    chan struct{}
+	mending  chan struct{}     // has taps looked at
 	self     *albatross.Client // for Healthy
 
 	mu      sync.Mutex
@@ -114,7 +115,7 @@ func New(cfg Config, log *slog.Logger, reg prometheus.Registerer) (_ *Service, e
 	}
 	s := &Service{
 		cfg: cfg, log: log,
-		consoles: newConsoles(), slots: newSlots(), ready: make(chan struct{}),
+		consoles: newConsoles(), slots: newSlots(), ready: make(chan struct{}), mending: make(chan struct{}, 1),
 		self:  &albatross.Client{Dir: cfg.RunDir},
 		names: make(map[albatross.Name]*entry), refs: make(map[string]int), changes: newChanges(),
 	}
@@ -276,7 +277,7 @@ func (s *Service) Run(ctx context.Context) (err error) {
 	if err := s.takeConsoles(); err != nil {
 		s.log.Warn("could not take over the consoles of the host before", "err", err)
 	}
-	s.watching.Go(func() { s.attend(watchCtx) })
+	s.watching.Go(func() { s.attend(watchCtx) }) // from now on no bridge comes unheard
 	if err := s.adopt(); err != nil {
 		return err
 	}
@@ -284,6 +285,7 @@ func (s *Service) Run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	s.watching.Go(func() { s.mendTaps(watchCtx) })
 	close(s.ready)
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return s.serve(ctx, vmmd, s.answer) })

@@ -125,7 +125,7 @@ func TestRefusals(t *testing.T) {
 		"a name that runs":             {":running", unikernel(plain, 0), `Unikernel with same name is already running`},
 		"a bridge that does not exist": {":x", with(unikernel(netted, 1), func(c *albatross.Config) { c.Bridges[0].Bridge = "br7" }), `interface br7 does not exist`},
 		"an interface that is no bridge": {
-			":x", with(unikernel(netted, 1), func(c *albatross.Config) { c.Bridges[0].Bridge = "lo" }), `interface lo is not a bridge`,
+			":x", with(unikernel(netted, 1), func(c *albatross.Config) { c.Bridges[0].Bridge = "lo" }), `interface lo is not a bridge: fulmar network ls says which network names it; give that one a bridge, or remove the interface and let fulmar up make one`,
 		},
 		"too few devices": {
 			":x", unikernel(netted, 0),

@@ -92,6 +92,9 @@ func (s *Service) attend(ctx context.Context) {
 				changed = append(changed, int(nl.DeserializeIfAddrmsg(m.Data).Index))
 			}
 		}
+		if b.unicasts.strange(changed) || errors.Is(err, unix.ENOBUFS) {
+			s.mendSoon()
+		}
 		for _, index := range changed {
 			err := b.unicasts.renew(index, func() (gateway, error) { return b.readAgain(index) })
 			if gone := (netlink.LinkNotFoundError{}); err != nil && !errors.As(err, &gone) {
@@ -214,43 +217,6 @@ func (s *Service) quieten(r record, w wire) error {
 		err = errors.Join(err, s.bridges.introduce(a, w.tap, w.bridge, to.own)) // before: what it says to all must not go to the bridge alone
 	}
 	return errors.Join(err, s.bridges.unicasts.add(w.tap.index, speaker{w.bridge.Attrs().Index, a.addr}))
-}
-
-// meet tells the kernel again of an instance that was adopted, should it have forgotten; what unicasts has of it, it tells next.
-func (s *Service) meet(inst *instance) error {
-	a, known := acquaintanceOf(inst.record.Name, inst.record.Args)
-	for i, b := range inst.record.Args.Bridges {
-		br, err := s.bridges.find(bridgeName(b))
-		if err == nil {
-			err = s.bridges.pin(br) // before: it makes the kernel forget
-		}
-		var to gateway
-		if err == nil {
-			to, err = s.bridges.gateway(br)
-		}
-		if err == nil && known {
-			err = s.bridges.introduce(a, nil, br, to.own)
-		}
-		if err != nil {
-			return err
-		}
-		if i < len(inst.links) { // else a host that did not know them has started it
-			s.bridges.unicasts.note(inst.links[i], speaker{br.Attrs().Index, a.addr})
-		}
-	}
-	return nil
-}
-
-// meetAll does so for all that were adopted.
-func (s *Service) meetAll(all []*instance) {
-	for _, inst := range all {
-		if err := s.meet(inst); err != nil {
-			s.log.Warn("bridge was not kept quiet", "unikernel", inst.record.Name.String(), "err", err)
-		}
-	}
-	if err := s.bridges.unicasts.remake(); err != nil {
-		s.log.Warn("bridges were not kept quiet", "err", err)
-	}
 }
 
 // part takes back what the kernel was told of an instance, whose taps are gone.

@@ -111,9 +111,15 @@ func tapOf(t *testing.T, n albatross.Name) netlink.Link {
 // until waits for what gives no event.
 func until(t *testing.T, what string, f func() bool) {
 	t.Helper()
+	untilIn(t, 10*time.Second, what, f)
+}
+
+// untilIn is until for what may take longer.
+func untilIn(t *testing.T, limit time.Duration, what string, f func() bool) {
+	t.Helper()
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
-	timeout := time.After(10 * time.Second)
+	timeout := time.After(limit)
 	for !f() {
 		select {
 		case <-tick.C:

@@ -76,14 +76,14 @@ func (b *bridges) close() {
 func (b *bridges) find(name string) (*netlink.Bridge, error) {
 	link, err := b.handle.LinkByName(name)
 	if notFound := (netlink.LinkNotFoundError{}); errors.As(err, &notFound) {
-		return nil, refuse("interface %s does not exist", name)
+		return nil, refuse("interface %s does not exist", name) // in albatross's words
 	}
 	if err != nil {
 		return nil, fmt.Errorf("find bridge %s: %w", name, err)
 	}
 	bridge, ok := link.(*netlink.Bridge)
 	if !ok {
-		return nil, refuse("interface %s is not a bridge", name)
+		return nil, refuse("interface %s is not a bridge: fulmar network ls says which network names it; give that one a bridge, or remove the interface and let fulmar up make one", name)
 	}
 	return bridge, nil
 }
@@ -152,7 +152,7 @@ func (b *bridges) attach(t *tap, bridge *netlink.Bridge, alias string) error {
 	if err := b.pin(bridge); err != nil {
 		return err
 	}
-	err := b.connect(t.name, bridge, alias)
+	err := b.connect(t.index, bridge, alias)
 	if errors.Is(err, unix.EXFULL) {
 		return fmt.Errorf("bridge %s has as many ports as Linux allows, 1,023: try again when something has been retired", bridge.Attrs().Name)
 	}
@@ -164,8 +164,8 @@ func (b *bridges) attach(t *tap, bridge *netlink.Bridge, alias string) error {
 
 // connect names a tap, puts it on the bridge and brings it up, in one message, and then lets it hear its own packets, in another: a
 // unikernel may reach itself through its published port.
-func (b *bridges) connect(name string, bridge *netlink.Bridge, alias string) error {
-	up := b.change(name)
+func (b *bridges) connect(index int, bridge *netlink.Bridge, alias string) error {
+	up := b.change(index)
 	up.msg.Flags, up.msg.Change = unix.IFF_UP, unix.IFF_UP
 	up.AddData(nl.NewRtAttr(unix.IFLA_IFALIAS, []byte(alias)))
 	up.AddData(nl.NewRtAttr(unix.IFLA_MTU, nl.Uint32Attr(uint32(bridge.Attrs().MTU)))) // or the bridge would shrink to it
@@ -173,7 +173,7 @@ func (b *bridges) connect(name string, bridge *netlink.Bridge, alias string) err
 	if _, err := up.Execute(unix.NETLINK_ROUTE, 0); err != nil {
 		return fmt.Errorf("connect: %w", err)
 	}
-	hairpin := b.change(name)
+	hairpin := b.change(index)
 	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
 	info.AddRtAttr(nl.IFLA_INFO_SLAVE_KIND, nl.NonZeroTerminated("bridge"))
 	info.AddRtAttr(nl.IFLA_INFO_SLAVE_DATA, nil).AddRtAttr(nl.IFLA_BRPORT_MODE, nl.Uint8Attr(1))
@@ -184,17 +184,17 @@ func (b *bridges) connect(name string, bridge *netlink.Bridge, alias string) err
 	return nil
 }
 
-// change is the start of a message that changes the link of a name.
+// change is the start of a message that changes the link of an index, which unlike a name is not another's when it is gone.
 type change struct {
 	*nl.NetlinkRequest
 	msg *nl.IfInfomsg
 }
 
-func (b *bridges) change(name string) change {
+func (b *bridges) change(index int) change {
 	c := change{nl.NewNetlinkRequest(unix.RTM_NEWLINK, unix.NLM_F_ACK), nl.NewIfInfomsg(unix.AF_UNSPEC)}
 	c.Sockets = b.sockets
+	c.msg.Index = int32(index)
 	c.AddData(c.msg)
-	c.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(name)))
 	return c
 }
 

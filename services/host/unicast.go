@@ -100,11 +100,28 @@ func (u *unicasts) renew(bridge int, read func() (gateway, error)) error {
 	return errors.Join(err, u.told(u.make()))
 }
 
+// strange says whether any of the interfaces is not a bridge that is known.
+func (u *unicasts) strange(interfaces []int) bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return slices.ContainsFunc(interfaces, func(index int) bool {
+		_, known := u.bridges[index]
+		return !known
+	})
+}
+
 // known lists the bridges that are known.
 func (u *unicasts) known() []int {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	return slices.Collect(maps.Keys(u.bridges))
+}
+
+// forget drops what is known of bridges that are gone.
+func (u *unicasts) forget(gone func(bridge int) bool) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	maps.DeleteFunc(u.bridges, func(bridge int, _ gateway) bool { return gone(bridge) })
 }
 
 // note has a tap in the table that is made next.
