@@ -3,6 +3,7 @@ package crash_test
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -41,15 +42,19 @@ func TestFrozenWorkerHasNoSecondEffect(t *testing.T) {
 	}
 }
 
-// frozen goes through a life in which, during the update, whichever replica comes to a point is frozen there until the
+// frozen goes through a life in which, during an update, whichever replica comes to a point is frozen there until the
 // update is over.
 func (l *life) frozen(p point) {
 	l.t.Helper()
+	during := update
+	if !slices.Contains(p.phases, update) {
+		during = sick
+	}
 	l.run(first, "v1")
 	turn := l.turns[p.service]
 	turn.Lock() // of two replicas one works on
 	f := l.freeze(p)
-	l.run(update, "v2")
+	l.run(during, "v2")
 	err := f.thaw()
 	turn.Unlock()
 	if err != nil {
