@@ -2,6 +2,8 @@ package main
 
 import (
 	"fmt"
+	"net"
+	"net/netip"
 	"path/filepath"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -21,10 +23,26 @@ func (c *busCmd) Run(e *env) error {
 		return err
 	}
 	defer server.Stop()
+	if risk := exposed(c.Listen); risk != "" {
+		fmt.Fprintf(e.err, "note: the bus listens on %s: %s\n", c.Listen, risk)
+	}
 	if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
 		return fmt.Errorf("notify systemd: %w", err)
 	}
 	fmt.Fprintf(e.out, "fulmar %s: the bus is up at %s\n", bus.Version, server.URL())
 	<-e.ctx.Done()
 	return nil
+}
+
+// exposed says what it means that the bus listens on an address, unless only this machine can reach that: it asks nobody who
+// they are.
+func exposed(listen string) string {
+	host, _, err := net.SplitHostPort(listen)
+	if err != nil || host == "localhost" {
+		return "" // what is no address is refused by the bus itself
+	}
+	if ip, err := netip.ParseAddr(host); err == nil && ip.IsLoopback() {
+		return ""
+	}
+	return "whoever reaches it can deploy, change every record, and have files below --file-root read; see \"Who may do what\" in docs/OPERATIONS.md"
 }

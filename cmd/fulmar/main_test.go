@@ -14,11 +14,15 @@ import (
 
 	"fulmar/bus"
 	"fulmar/bus/bustest"
+	"fulmar/firewall/nstest"
 	fulmarv1 "fulmar/messages/fulmar/v1"
 	"fulmar/services/builder"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	nstest.Enter() // fulmar up makes bridges and rules
+	goleak.VerifyTestMain(m)
+}
 
 // world is a bus with a builder on it, and the command line before it.
 type world struct {

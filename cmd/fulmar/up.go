@@ -8,6 +8,7 @@ import (
 	"maps"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -38,8 +39,8 @@ type upCmd struct {
 	Network  string        `default:"default" help:"Network to make if there is none at all; where there is one, this, --bridge and --prefix say nothing."`
 	Bridge   string        `default:"fulmar0" help:"Its bridge, made if it is missing."`
 	Prefix   netip.Prefix  `default:"10.80.0.1/24" help:"Its prefix, with this host's own address in it."`
-	Cgroup   string        `default:"fulmar" help:"Control group of the unikernels, below /sys/fs/cgroup."`
-	UIDBase  int           `default:"900000" help:"First of 65536 user and group ids of unikernels."`
+	Cgroup   string        `default:"fulmar" help:"Control group of the unikernels, below /sys/fs/cgroup. It is theirs alone: nothing else may be in it."`
+	UIDBase  int           `default:"900000" help:"First of 65536 user and group ids of unikernels, at least 65536."`
 	FileRoot string        `default:"/" help:"Directory below which a request may name files: images, OCI layouts, repositories. Empty: none."`
 	Rest     time.Duration `default:"1m" help:"How long an address rests before another instance gets it."`
 	HTTP     string        `name:"http" placeholder:"ADDR" env:"FULMAR_HTTP" help:"Address that serves /healthz and /metrics. Empty: none."`
@@ -57,11 +58,18 @@ func (c *upCmd) Run(e *env) error {
 	if os.Geteuid() != 0 {
 		return errors.New("up needs root: it makes taps, cgroups and firewall rules")
 	}
+	if _, err := exec.LookPath("iptables"); err != nil {
+		return errors.New("up needs iptables, which publishes ports and is not in $PATH: apt install iptables, or what your distribution has for it")
+	}
 	level := slog.LevelWarn
 	if c.Verbose {
 		level = slog.LevelInfo
 	}
-	err := c.serve(e, slog.New(slog.NewTextHandler(e.err, &slog.HandlerOptions{Level: level})))
+	log := slog.New(slog.NewTextHandler(e.err, &slog.HandlerOptions{Level: level}))
+	if risk := exposed(c.Listen); risk != "" {
+		log.Warn("bus was opened beyond this machine", "listen", c.Listen, "risk", risk)
+	}
+	err := c.serve(e, log)
 	if e.ctx.Err() != nil && errors.Is(err, context.Canceled) {
 		return nil // it was asked to end, and be it before it was up
 	}
@@ -95,6 +103,10 @@ func (c *upCmd) serve(e *env, log *slog.Logger) error {
 		}
 	}
 	g.Add(run.ContextHandler(e.ctx))
+	{
+		ctx, cancel := context.WithCancel(context.Background())
+		g.Add(func() error { return named("up", c.keepBridges(ctx, server, log)) }, func(error) { cancel() })
+	}
 	{
 		ctx, cancel := context.WithCancel(context.Background())
 		g.Add(func() error {
