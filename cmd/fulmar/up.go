@@ -105,10 +105,6 @@ func (c *upCmd) serve(e *env, log *slog.Logger) error {
 	g.Add(run.ContextHandler(e.ctx))
 	{
 		ctx, cancel := context.WithCancel(context.Background())
-		g.Add(func() error { return named("up", c.keepBridges(ctx, server, log)) }, func(error) { cancel() })
-	}
-	{
-		ctx, cancel := context.WithCancel(context.Background())
 		g.Add(func() error {
 			if err := c.reported(ctx, server); err != nil {
 				return named("up", err)
