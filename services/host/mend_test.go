@@ -1,6 +1,7 @@
 package host_test
 
 import (
+	"net"
 	"slices"
 	"testing"
 	"time"
@@ -55,6 +56,18 @@ func isPlugged(t *testing.T, n albatross.Name, br *netlink.Bridge) bool {
 	})
 }
 
+// takes says whether a bridge takes what is sent to a hardware address.
+func takes(t *testing.T, br *netlink.Bridge, mac net.HardwareAddr) bool {
+	t.Helper()
+	known, err := netlink.NeighList(br.Index, unix.AF_BRIDGE)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return slices.ContainsFunc(known, func(k netlink.Neigh) bool {
+		return slices.Equal(k.HardwareAddr, mac) && k.State&netlink.NUD_PERMANENT != 0
+	})
+}
+
 func TestTapsArePutOnTheBridgeThatIsMadeAnew(t *testing.T) {
 	for what, c := range map[string]struct{ address, restart bool }{
 		"with an address, of which host hears":     {true, false},
@@ -76,6 +89,11 @@ func TestTapsArePutOnTheBridgeThatIsMadeAnew(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
+			link, err := netlink.LinkByIndex(br.Index)
+			if err != nil {
+				t.Fatal(err)
+			}
+			before := link.Attrs().HardwareAddr
 			if err := netlink.LinkDel(br); err != nil {
 				t.Fatal(err)
 			}
@@ -88,6 +106,9 @@ func TestTapsArePutOnTheBridgeThatIsMadeAnew(t *testing.T) {
 			untilIn(t, 20*time.Second, "the tap is on the new bridge", func() bool { return isPlugged(t, n, br) })
 			if took := time.Since(begin); c.address && took > 5*time.Second {
 				t.Errorf("it took %v", took)
+			}
+			if !c.restart {
+				until(t, "the new bridge takes what is for the old one, too", func() bool { return takes(t, br, before) })
 			}
 			if c.address {
 				until(t, "the table is of the new bridge", func() bool {

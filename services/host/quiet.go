@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -40,20 +41,34 @@ func (b *bridges) gateway(bridge *netlink.Bridge) (gateway, error) {
 }
 
 // read reads the IPv4 addresses of a bridge. From then on the bridge takes what is sent to the hardware address that it has now, even when it is given
-// another: else who asks it alone would not find out.
+// another: else who asks it alone would not find out. It also takes what is sent to those that a bridge of its name had before, which unikernels may remember.
 func (b *bridges) read(bridge *netlink.Bridge) (gateway, error) {
 	a := gateway{mac: bridge.Attrs().HardwareAddr}
 	var err error
 	if a.own, err = b.own(bridge); err != nil {
 		return a, err
 	}
-	err = b.handle.NeighSet(&netlink.Neigh{
-		LinkIndex: bridge.Attrs().Index, Family: unix.AF_BRIDGE, State: netlink.NUD_PERMANENT, Flags: netlink.NTF_SELF, HardwareAddr: a.mac,
-	})
-	if err != nil {
-		return a, fmt.Errorf("tell bridge %s of its own address: %w", bridge.Attrs().Name, err)
+	for _, mac := range b.remember(bridge.Attrs().Name, a.mac) {
+		err = b.handle.NeighSet(&netlink.Neigh{
+			LinkIndex: bridge.Attrs().Index, Family: unix.AF_BRIDGE, State: netlink.NUD_PERMANENT, Flags: netlink.NTF_SELF, HardwareAddr: mac,
+		})
+		if err != nil {
+			return a, fmt.Errorf("tell bridge %s of its own address: %w", bridge.Attrs().Name, err)
+		}
 	}
 	return a, nil
+}
+
+// macsKept is how many hardware addresses of bridges of one name are remembered.
+const macsKept = 4
+
+// remember gives the last hardware addresses of bridges of a name, of which mac is the latest.
+func (b *bridges) remember(name string, mac net.HardwareAddr) []net.HardwareAddr {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	others := slices.DeleteFunc(slices.Clone(b.macs[name]), func(other net.HardwareAddr) bool { return slices.Equal(other, mac) })
+	b.macs[name] = append(others[max(0, len(others)+1-macsKept):], mac)
+	return b.macs[name]
 }
 
 // readAgain reads the bridge of an index. That it is gone is a [netlink.LinkNotFoundError].

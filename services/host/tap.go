@@ -3,6 +3,7 @@ package host
 import (
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"strconv"
 	"sync"
@@ -29,14 +30,15 @@ type bridges struct {
 	unicasts  *unicasts
 
 	mu     sync.Mutex
-	pinned map[int]bool // by index: a bridge that is made anew has a new one
+	pinned map[int]bool                  // by index: a bridge that is made anew has a new one
+	macs   map[string][]net.HardwareAddr // by name, that bridges have had lately
 
 	holders holders
 }
 
 // newBridges opens netlink sockets in the network namespace of the calling thread.
 func newBridges() (_ *bridges, err error) {
-	b := &bridges{unicasts: newUnicasts(), pinned: make(map[int]bool), holders: holders{last: make(map[holderKey]holder)}}
+	b := &bridges{unicasts: newUnicasts(), pinned: make(map[int]bool), macs: make(map[string][]net.HardwareAddr), holders: holders{last: make(map[holderKey]holder)}}
 	defer func() {
 		if err != nil {
 			b.close()
