@@ -105,6 +105,10 @@ func (c *upCmd) serve(e *env, log *slog.Logger) error {
 	g.Add(run.ContextHandler(e.ctx))
 	{
 		ctx, cancel := context.WithCancel(context.Background())
+		g.Add(func() error { return named("up", c.keepBridges(ctx, server, log)) }, func(error) { cancel() })
+	}
+	{
+		ctx, cancel := context.WithCancel(context.Background())
 		g.Add(func() error {
 			if err := c.reported(ctx, server); err != nil {
 				return named("up", err)
@@ -153,7 +157,7 @@ func (c *upCmd) networks(ctx context.Context, server *bus.Server, log *slog.Logg
 			continue
 		}
 		if err := ensureBridge(n); err != nil {
-			log.Error("network was left out", "network", key, "err", err, "cure", "fulmar network add "+key+" with another --bridge changes it, fulmar network rm "+key+" removes it; then start again")
+			log.Error("network was left out", "network", key, "err", err, "cure", "fulmar network add "+key+" with another --bridge changes it, fulmar network rm "+key+" removes it")
 			continue
 		}
 		made = append(made, fmt.Sprintf("network %s %s on bridge %s", n.GetName(), n.GetPrefix(), n.GetBridge()))
