@@ -1,9 +1,12 @@
 package e2e_test
 
 import (
+	"syscall"
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/testing/protocmp"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"fulmar/e2e/lab"
@@ -78,4 +81,45 @@ func TestWhatNeverBecomesHealthyGivesWayWhenItsStackIsRetired(t *testing.T) {
 	w.cli("retire", "web", "--wait")
 	w.givenWay(older, w.await("web", older+1, messages.Published))
 	w.retired()
+}
+
+// TestWhatIsKeptAndHasEndedIsStartedAgain deploys the same content once more after its unikernel ended, and nobody had it
+// started again.
+func TestWhatIsKeptAndHasEndedIsStartedAgain(t *testing.T) {
+	for name, end := range map[string]func(w *world) error{
+		"by itself": func(w *world) error {
+			_, err := lab.Ask(w.dial("tcp", at(8080)), "/exit?code=0", false)
+			return err
+		},
+		"by kill -9": func(w *world) error { return syscall.Kill(w.pids()[0], syscall.SIGKILL) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			w.deploy("web", 8080, "v1")
+			before := w.live("web").GetInstances()
+			if err := end(w); err != nil {
+				t.Fatal(err)
+			}
+			w.await("web", 1, messages.Exited)
+			w.deploy("web", 8080, "v1")
+			s := w.await("web", 2, messages.Published)
+			if u := s.Event.GetDeployment().GetUnits()[0]; u.GetKept() {
+				t.Errorf("published says that it was kept, and it was started again: %v", u)
+			}
+			w.await("web", 2, messages.Recovered)
+			w.answers(8080, "v1")
+			if diff := cmp.Diff(before, w.live("web").GetInstances(), protocmp.Transform()); diff != "" {
+				t.Errorf("instances (-before +after):\n%s", diff)
+			}
+			w.deploy("web", 8080, "v1")
+			s = w.await("web", 3, messages.Published)
+			if u := s.Event.GetDeployment().GetUnits()[0]; !u.GetKept() || !s.Event.GetUnchanged() {
+				t.Errorf("nothing changed, and published does not say so: %v", s)
+			}
+			w.await("web", 2, messages.Retired)
+			w.onlyLive("web", 3)
+			w.cli("retire", "web", "--wait")
+			w.retired()
+		})
+	}
 }

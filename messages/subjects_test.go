@@ -126,3 +126,9 @@ func TestTrySubjects(t *testing.T) {
 		}
 	}
 }
+
+func TestObservationFilter(t *testing.T) {
+	if got, want := messages.ObservationFilter("web", "host1", "api"), "fulmar.event.web.*.*.host1.api"; got != want {
+		t.Errorf("it is %q, want %q", got, want)
+	}
+}

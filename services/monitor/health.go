@@ -25,6 +25,9 @@ func (r row) next(ok bool, successes, failures int) row {
 	return r
 }
 
+// ill reports whether an observation says that its unit does not serve.
+func ill(v messages.Verb) bool { return v == messages.Unhealthy || v == messages.Exited }
+
 // change gives what is to be said of an instance of which said was said last, or nothing. An instance that exited is
 // silent until it runs again and is well.
 func change(said messages.Verb, exited bool, rows []row) messages.Verb {
@@ -110,8 +113,9 @@ func instanceOf(d *fulmarv1.Deployment, unit string) *fulmarv1.Instance {
 // exitedEarly refuses a deployment one of whose instances exited before it was healthy.
 func exitedEarly(h *fulmarv1.Host, d *fulmarv1.Deployment) error {
 	for _, u := range d.GetUnits() {
+		_, _, made, _ := messages.ParseInstance(u.GetInstance().GetName())
 		for _, i := range h.GetInstances() {
-			again := !u.GetKept() && i.GetRestarts() > 0 // it exited and runs again
+			again := made == d.GetGeneration() && i.GetRestarts() > 0 // it exited and runs again; who is older may have before
 			if i.GetName() == u.GetInstance().GetName() && (again || !i.GetRunning()) {
 				return messages.Refuse(fulmarv1.ReasonCode_REASON_CODE_UNHEALTHY, "unit %s %s before it was healthy%s", u.GetName(), exitClause(i), lastLine(i))
 			}

@@ -154,7 +154,7 @@ func TestWhenACandidateGivesUp(t *testing.T) {
 func TestExitedEarly(t *testing.T) {
 	d := deployment(42, &fulmarv1.UnitSpec{Name: "web"}, &fulmarv1.UnitSpec{Name: "signer"})
 	d.Deadline = timestamppb.New(time.Time{})
-	d.Units = append(d.Units, &fulmarv1.Unit{Name: "kept", Kept: true, Instance: &fulmarv1.Instance{Name: "web.kept.3"}})
+	d.Units = append(d.Units, &fulmarv1.Unit{Name: "kept", Instance: &fulmarv1.Instance{Name: "web.kept.3"}})
 	for name, c := range map[string]struct {
 		record []*fulmarv1.HostInstance
 		want   string

@@ -6,9 +6,10 @@
 // for as long as it is; changes are said as observations: unhealthy, recovered, exited.
 //
 // Its state is in memory and can be lost at any time. A check before publication begins anew with the next delivery of
-// its event; a watch after publication begins with what the last observation of its instance in the log says, and looks
-// there again before it says anything, so neither a restart nor a second monitor repeats an observation. (Two monitors
-// of one host that see a change within the same millisecond may both say it.)
+// its event; a watch after publication begins with what the last observation in the log says, and looks there again
+// before it says anything, so neither a restart nor a second monitor repeats an observation. (Two monitors of one host
+// that see a change within the same millisecond may both say it.) An instance that was ill when an older deployment had
+// it has recovered for the one that keeps it.
 //
 // The invariant it guards: healthy is said only of a deployment each of whose checks was good in a row, with the checks
 // of that very generation, while none of its instances was known to have exited.
@@ -21,7 +22,6 @@ import (
 	"net/netip"
 	"time"
 
-	"github.com/nats-io/nats.go/jetstream"
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
@@ -199,18 +199,4 @@ func (s *Service) untilSuperseded(ctx context.Context, d *fulmarv1.Deployment) e
 			return nil
 		}
 	}
-}
-
-// lastObservation gives what was observed last of a unit of a deployment, or nothing.
-func lastObservation(ctx context.Context, events jetstream.Stream, t target) (messages.Verb, error) {
-	subject := messages.ObservationSubject(t.stack, t.generation, "*", t.deployment.GetNetwork().GetHost(), t.unit)
-	raw, err := events.GetLastMsgForSubject(ctx, subject)
-	if errors.Is(err, jetstream.ErrMsgNotFound) {
-		return "", nil
-	}
-	if err != nil {
-		return "", fmt.Errorf("last observation of %s: %w", t.instance, err)
-	}
-	parsed, err := messages.ParseEventSubject(raw.Subject)
-	return parsed.Verb, err
 }

@@ -177,6 +177,7 @@ type watcher struct {
 	known bool // said is what the log says
 	ended bool
 	said  messages.Verb
+	owed  bool // an older deployment heard that the instance is ill, and nobody that it recovered
 	rows  []row
 	bad   []error // the last bad result of each check
 }
@@ -232,7 +233,11 @@ func (w *watcher) settle(ctx context.Context) {
 	err := w.recall(ctx)
 	if err == nil {
 		again := w.again.Load()
-		if verb := change(w.said, w.exited() || again, w.rows); verb != "" {
+		verb := change(w.said, w.exited() || again, w.rows)
+		if verb == "" && w.owed && !w.exited() && w.well() {
+			verb = messages.Recovered
+		}
+		if verb != "" {
 			err = w.observe(ctx, verb, w.reason(verb))
 		}
 		if err == nil && again {
@@ -244,7 +249,8 @@ func (w *watcher) settle(ctx context.Context) {
 	}
 }
 
-// recall begins with what was observed last of the unit, by whoever watched it then.
+// recall begins with what was observed last of the unit, by whoever watched it then. If nothing was observed of it for this
+// deployment it was healthy when that was published; who heard otherwise of its instance before is owed that it recovered.
 func (w *watcher) recall(ctx context.Context) error {
 	if w.known {
 		return nil
@@ -252,6 +258,13 @@ func (w *watcher) recall(ctx context.Context) error {
 	last, err := lastObservation(ctx, w.events, w.target)
 	if err != nil {
 		return err
+	}
+	if last == "" {
+		before, err := inherited(ctx, w.events, w.target)
+		if err != nil {
+			return err
+		}
+		w.owed = ill(before)
 	}
 	w.known = true
 	w.say(last)
@@ -263,17 +276,26 @@ func (w *watcher) say(verb messages.Verb) {
 	if verb == w.said {
 		return
 	}
-	ill := func(v messages.Verb) bool { return v == messages.Unhealthy || v == messages.Exited }
 	if ill(verb) && !ill(w.said) {
 		w.service.metrics.unhealthy.Inc()
 	}
 	if !ill(verb) && ill(w.said) {
 		w.service.metrics.unhealthy.Dec()
 	}
-	w.said = verb
+	w.said, w.owed = verb, false
 	for i := range w.rows {
 		w.rows[i] = row{down: ill(verb)}
 	}
+}
+
+// well reports whether each check was good as many times in a row as asked for.
+func (w *watcher) well() bool {
+	for i, r := range w.rows {
+		if r.good < w.members[i].check.successes {
+			return false
+		}
+	}
+	return true
 }
 
 func (w *watcher) reason(verb messages.Verb) string {

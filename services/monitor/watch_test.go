@@ -193,6 +193,9 @@ func TestAKeptInstanceTakesTheNewChecks(t *testing.T) {
 	w.hear(messages.Unhealthy)
 	w.head(first, draining)
 	w.head(second, live) // published means healthy: its watch begins anew
+	if e := w.hear(messages.Recovered); e.GetDeployment().GetGeneration() != 43 {
+		t.Errorf("observed %v", e.GetDeployment())
+	}
 	wait(t, "the new checks", func() bool { return b.asked.Load() > 10 })
 	b.ill.Store(true)
 	if e := w.hear(messages.Unhealthy); e.GetDeployment().GetGeneration() != 43 || e.GetDeployment().GetUnits()[0].GetInstance().GetName() != "web.web.42" {

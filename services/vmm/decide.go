@@ -113,6 +113,11 @@ func (s Start) Differs(have albatross.Info) string {
 	return ""
 }
 
+// startedSince reports whether what runs was started after a time, as far as the daemon tells.
+func startedSince(have albatross.Info, t time.Time) bool {
+	return !have.Started.Before(t.Truncate(time.Millisecond)) // as exact as it is told
+}
+
 // Judge gives what the daemon's answer to a create means: a refusal if another try cannot cure it, else an error that is
 // worth one. Leased is when the unit was leased.
 func (s Start) Judge(err error, leased, now time.Time) error {

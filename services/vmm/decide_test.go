@@ -162,3 +162,22 @@ func TestFailureIsEveryStatusAfterWhichAlbatrossStartsAgainButZero(t *testing.T)
 		t.Errorf("by default it is %v", f)
 	}
 }
+
+func TestStartedSince(t *testing.T) {
+	leased := time.Date(2026, 11, 1, 12, 0, 0, 6_700_000, time.UTC)
+	for name, c := range map[string]struct {
+		started time.Time
+		want    bool
+	}{
+		"before":                              {leased.Add(-time.Second), false},
+		"after":                               {leased.Add(time.Second), true},
+		"in the same millisecond, as is told": {leased.Truncate(time.Millisecond), true},
+		"the daemon does not tell":            {time.Unix(0, 0), false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if got := startedSince(albatross.Info{Started: c.started}, leased); got != c.want {
+				t.Errorf("it is %v", got)
+			}
+		})
+	}
+}

@@ -177,46 +177,55 @@ func (s *Service) start(ctx context.Context, e *fulmarv1.Event) (messages.Verb, 
 }
 
 // run gets the images of a leased deployment and creates its instances, in lease order, but for those that were kept and
-// run.
+// run. One that was kept and did not run is started again: then the event says no longer that it was kept.
 func (s *Service) run(ctx context.Context, e *fulmarv1.Event) error {
 	d := e.GetDeployment()
 	starts, err := Starts(d, s.config.CPUs)
 	if err != nil {
 		return err
 	}
-	missing, err := s.missing(ctx, starts)
+	leased := e.GetTime().AsTime()
+	missing, again, err := s.missing(ctx, starts, leased)
 	if err != nil {
 		return err
 	}
 	for _, st := range missing {
-		if err := s.create(ctx, st, e.GetTime().AsTime(), d.GetDeadline().AsTime()); err != nil {
+		if err := s.create(ctx, st, leased, d.GetDeadline().AsTime()); err != nil {
 			return err
 		}
+	}
+	for _, unit := range again {
+		unitOf(d, unit).Kept = false
+	}
+	if len(again) > 0 { // a look that began before may still be about to write that they ended
+		return s.watcher.look(ctx)
 	}
 	return s.watcher.revise(ctx, missing)
 }
 
-// missing gives the instances to create, with their images. One that was kept runs, as a rule, and its image need be
+// missing gives the instances to create, with their images, and the units whose instances were kept and are started again
+// by this deployment, be it by a former try that could not say so. One that was kept runs, as a rule, and its image need be
 // nowhere any more.
-func (s *Service) missing(ctx context.Context, starts []Start) ([]Start, error) {
-	var missing []Start
+func (s *Service) missing(ctx context.Context, starts []Start, leased time.Time) (missing []Start, again []string, err error) {
 	for _, st := range starts {
 		if st.Kept {
-			runs, err := s.runs(ctx, st)
+			have, runs, err := s.runs(ctx, st)
 			if err != nil {
-				return nil, err
+				return nil, nil, err
+			}
+			if !runs || startedSince(have, leased) {
+				again = append(again, st.Unit)
 			}
 			if runs {
 				continue
 			}
 		}
-		var err error
 		if st.Config.Image, err = s.images.get(ctx, st.Image); err != nil {
-			return nil, fmt.Errorf("unit %s: %w", st.Unit, err)
+			return nil, nil, fmt.Errorf("unit %s: %w", st.Unit, err)
 		}
 		missing = append(missing, st)
 	}
-	return missing, nil
+	return missing, again, nil
 }
 
 // create makes one instance run, unless it does already.
@@ -233,7 +242,7 @@ func (s *Service) create(ctx context.Context, st Start, leased, deadline time.Ti
 	}
 	err = s.client.Create(ctx, name, st.Config)
 	if errors.Is(err, albatross.ErrExists) {
-		runs, err := s.runs(ctx, st)
+		_, runs, err := s.runs(ctx, st)
 		if err == nil && !runs {
 			err = fmt.Errorf("start %s: it ran and has exited", st.Name)
 		}
@@ -250,29 +259,29 @@ func (s *Service) create(ctx context.Context, st Start, leased, deadline time.Ti
 	return nil
 }
 
-// runs reports whether an instance runs as it should. It refuses one that runs otherwise.
-func (s *Service) runs(ctx context.Context, st Start) (bool, error) {
+// runs reports whether an instance runs as it should, and what the daemon tells of it then. It refuses one that runs otherwise.
+func (s *Service) runs(ctx context.Context, st Start) (have albatross.Info, runs bool, err error) {
 	name, err := nameOf(s.path, st.Name)
 	if err != nil {
-		return false, messages.Refuse(fulmarv1.ReasonCode_REASON_CODE_START, "unit %s cannot be started: %w", st.Unit, err)
+		return have, false, messages.Refuse(fulmarv1.ReasonCode_REASON_CODE_START, "unit %s cannot be started: %w", st.Unit, err)
 	}
-	have, err := s.client.Info(ctx, name)
+	list, err := s.client.Info(ctx, name)
 	if errors.Is(err, albatross.ErrNotFound) {
-		return false, nil
+		return have, false, nil
 	}
 	if err != nil {
-		return false, fmt.Errorf("look for %s: %w", st.Name, err)
+		return have, false, fmt.Errorf("look for %s: %w", st.Name, err)
 	}
-	for _, r := range have {
+	for _, r := range list {
 		if r.Name != name {
 			continue
 		}
 		if what := st.Differs(r.Info); what != "" {
-			return false, messages.Refuse(fulmarv1.ReasonCode_REASON_CODE_START, "unit %s cannot be started: %s runs already and is not the same: %s", st.Unit, st.Name, what)
+			return have, false, messages.Refuse(fulmarv1.ReasonCode_REASON_CODE_START, "unit %s cannot be started: %s runs already and is not the same: %s", st.Unit, st.Name, what)
 		}
-		return true, nil
+		return r.Info, true, nil
 	}
-	return false, nil
+	return have, false, nil
 }
 
 // stop destroys the dying instances of a deployment. What is not there is stopped.

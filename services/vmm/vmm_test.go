@@ -253,6 +253,46 @@ func TestAKeptInstanceRunsOn(t *testing.T) {
 	if err != nil || len(h.GetInstances()) != 1 || !h.GetInstances()[0].GetRunning() {
 		t.Errorf("record: %v, %v; want one instance that runs", h.GetInstances(), err)
 	}
+	for d, want := range map[*fulmarv1.Deployment]bool{again: true, third: false} {
+		if got := w.await(d, messages.Leased).GetDeployment().GetUnits()[0].GetKept(); got != want {
+			t.Errorf("started of %d says that it was kept: %v, want %v", d.GetGeneration(), got, want)
+		}
+	}
+}
+
+// TestACrashAfterAKeptInstanceWasStartedAgain has a vmm that died before it could say started, also before it could look.
+func TestACrashAfterAKeptInstanceWasStartedAgain(t *testing.T) {
+	w := newWorld(t)
+	stop := w.vmm()
+	first := w.leased(1, "wait")
+	w.start(first)
+	before := w.info("web.web.1")
+	if err := w.daemon.Destroy(t.Context(), before.Name); err != nil {
+		t.Fatal(err)
+	}
+	w.record(&fulmarv1.HostInstance{Name: "web.web.1", Exit: "killed by signal SIGTERM", LastLine: "up"})
+	stop()
+	again := w.leased(2, "wait")
+	again.Units[0].Instance, again.Units[0].Kept = first.GetUnits()[0].GetInstance(), true
+	w.enter(again, fulmarv1.State_STATE_UNDERWAY)
+	w.say(messages.Leased, again)
+	w.create("web.web.1", "wait")
+	before = w.info("web.web.1")
+	w.vmm()
+	e := w.await(again, messages.Leased)
+	if e.GetVerb() != string(messages.Started) || e.GetDeployment().GetUnits()[0].GetKept() {
+		t.Errorf("after leased came %s, and the unit was kept: %v", e.GetVerb(), e.GetDeployment().GetUnits()[0].GetKept())
+	}
+	h, _, err := w.bus.Hosts.Get(t.Context(), "h1")
+	if err != nil || len(h.GetInstances()) != 1 || !h.GetInstances()[0].GetRunning() {
+		t.Errorf("record: %v, %v; want one instance that runs", h.GetInstances(), err)
+	}
+	if after := w.info("web.web.1"); !after.Started.Equal(before.Started) {
+		t.Error("it was started once more")
+	}
+	if n := w.count(again, messages.Started); n != 1 {
+		t.Errorf("started was said %d times", n)
+	}
 }
 
 // A create that a crash of the daemon cuts short may leave an instance for a moment, whose end is recorded; the next try
