@@ -25,8 +25,9 @@ func (e *env) head(b *bus.Bus, stack string) (*fulmarv1.Head, error) {
 	return head, err
 }
 
-// printHead prints a head as JSON, and in its field instances what their hosts said of those of the stack last.
-func (e *env) printHead(head *fulmarv1.Head, running map[string]*fulmarv1.HostInstance) error {
+// printHead prints a head as JSON, in its field instances what their hosts said of those of the stack last, and in its field
+// health how those are that are live or staged.
+func (e *env) printHead(head *fulmarv1.Head, running map[string]*fulmarv1.HostInstance, healths map[string]health) error {
 	body, err := protojson.Marshal(head)
 	if err != nil {
 		return fmt.Errorf("print JSON: %w", err)
@@ -47,6 +48,15 @@ func (e *env) printHead(head *fulmarv1.Head, running map[string]*fulmarv1.HostIn
 		seen = append(seen, instance)
 	}
 	if fields["instances"], err = json.Marshal(seen); err != nil {
+		return fmt.Errorf("print JSON: %w", err)
+	}
+	watched := []health{}
+	for _, name := range slices.Sorted(maps.Keys(healths)) {
+		if stack, _, _, ok := messages.ParseInstance(name); ok && stack == head.GetStack() {
+			watched = append(watched, healths[name])
+		}
+	}
+	if fields["health"], err = json.Marshal(watched); err != nil {
 		return fmt.Errorf("print JSON: %w", err)
 	}
 	return e.printJSON(fields)

@@ -26,9 +26,10 @@ func TestMain(m *testing.M) {
 
 // world is a bus with a builder on it, and the command line before it.
 type world struct {
-	t   *testing.T
-	url string
-	bus *bus.Bus
+	t      *testing.T
+	url    string
+	server *bus.Server
+	bus    *bus.Bus
 }
 
 // newQuietWorld is a bus on which nobody serves.
@@ -39,7 +40,7 @@ func newQuietWorld(t *testing.T) *world {
 		t.Fatal(err)
 	}
 	t.Cleanup(server.Stop)
-	return &world{t: t, url: server.URL(), bus: bustest.Open(t, server, bus.Options{Service: "builder"})}
+	return &world{t: t, url: server.URL(), server: server, bus: bustest.Open(t, server, bus.Options{Service: "builder"})}
 }
 
 // newWorld is a bus with a builder.

@@ -51,22 +51,26 @@ func (c *psCmd) Run(e *env) error {
 		return err
 	}
 	running := onHosts(hosts)
+	health, err := e.healths(b, heads, running)
+	if err != nil {
+		return err
+	}
 	var rows []string
 	for _, stack := range slices.Sorted(maps.Keys(heads)) {
 		if e.cli.JSON {
-			if err := e.printHead(heads[stack], running); err != nil {
+			if err := e.printHead(heads[stack], running, health); err != nil {
 				return err
 			}
 			continue
 		}
 		for _, d := range heads[stack].GetDeployments() {
-			rows = append(rows, deploymentRows(stack, d, running, c.All)...)
+			rows = append(rows, deploymentRows(stack, d, running, health, c.All)...)
 		}
 	}
 	if e.cli.JSON {
 		return nil
 	}
-	if err := e.table("DEPLOYMENT STATE UNIT INSTANCE ADDRESS PORTS RUNS HOST", rows); err != nil {
+	if err := e.table("DEPLOYMENT STATE UNIT INSTANCE ADDRESS PORTS RUNS HEALTH HOST", rows); err != nil {
 		return err
 	}
 	for _, stack := range slices.Sorted(maps.Keys(heads)) {
@@ -91,13 +95,13 @@ func onHosts(hosts map[string]*fulmarv1.Host) map[string]*fulmarv1.HostInstance 
 	return all
 }
 
-func deploymentRows(stack string, d *fulmarv1.HeadDeployment, running map[string]*fulmarv1.HostInstance, all bool) []string {
+func deploymentRows(stack string, d *fulmarv1.HeadDeployment, running map[string]*fulmarv1.HostInstance, health map[string]health, all bool) []string {
 	name, state := messages.DeploymentName(stack, d.GetGeneration()), stateName(d.GetState())
 	if len(d.GetInstances()) == 0 {
 		if !all && d.GetState() == fulmarv1.State_STATE_LIVE {
 			return nil
 		}
-		return []string{fmt.Sprintf("%s\t%s\t-\t-\t-\t-\t-\t%s", name, state, d.GetHost())}
+		return []string{fmt.Sprintf("%s\t%s\t-\t-\t-\t-\t-\t-\t%s", name, state, d.GetHost())}
 	}
 	var rows []string
 	for _, i := range d.GetInstances() {
@@ -105,7 +109,7 @@ func deploymentRows(stack string, d *fulmarv1.HeadDeployment, running map[string
 		if d.GetState() == fulmarv1.State_STATE_LIVE {
 			published = portList(specOf(d.GetContent(), i.GetUnit()))
 		}
-		rows = append(rows, fmt.Sprintf("%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s", name, state, i.GetUnit(), i.GetName(), i.GetAddress(), published, runs(running[i.GetName()]), d.GetHost()))
+		rows = append(rows, fmt.Sprintf("%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s", name, state, i.GetUnit(), i.GetName(), i.GetAddress(), published, runs(running[i.GetName()]), healthIn(d, health[i.GetName()]), d.GetHost()))
 	}
 	return rows
 }
@@ -175,15 +179,19 @@ func (c *describeCmd) Run(e *env) error {
 		return err
 	}
 	running := onHosts(hosts)
+	health, err := e.healths(b, map[string]*fulmarv1.Head{c.Stack: head}, running)
+	if err != nil {
+		return err
+	}
 	if e.cli.JSON {
-		return e.printHead(head, running)
+		return e.printHead(head, running, health)
 	}
 	fmt.Fprintf(e.out, "stack %s, newest generation %d\n", head.GetStack(), head.GetNewest())
 	for _, d := range head.GetDeployments() {
 		fmt.Fprintf(e.out, "\n%s  %s on host %s, network %s, drain %s\n", messages.DeploymentName(c.Stack, d.GetGeneration()), stateName(d.GetState()), d.GetHost(), d.GetContent().GetNetwork(), d.GetContent().GetDrain().AsDuration())
 		describeContent(e, d.GetContent())
 		for _, i := range d.GetInstances() {
-			fmt.Fprintf(e.out, "  instance %s at %s, runs: %s\n", i.GetName(), i.GetAddress(), runs(running[i.GetName()]))
+			fmt.Fprintf(e.out, "  instance %s at %s, runs: %s, health: %s\n", i.GetName(), i.GetAddress(), runs(running[i.GetName()]), healthIn(d, health[i.GetName()]).because())
 		}
 		describeBuilds(e, b, c.Stack, d.GetGeneration())
 	}
@@ -221,7 +229,7 @@ func describeContent(e *env, c *fulmarv1.Content) {
 		if image == "" {
 			image = messages.SourceText(u.GetImage())
 		}
-		fmt.Fprintf(e.out, "  unit %s: image %s, memory %d MB, ports %s, args %q\n", u.GetName(), image, u.GetMemory(), portList(u), u.GetArgs())
+		fmt.Fprintf(e.out, "  unit %s: image %s, memory %d MB, ports %s, args %q\n    %s\n", u.GetName(), image, u.GetMemory(), portList(u), u.GetArgs(), unitText(u))
 	}
 }
 
