@@ -66,6 +66,40 @@ func TestANetworkInUseStays(t *testing.T) {
 	}
 }
 
+// TestTheReservedAddressesOfANetworkInUseChange: nothing else of it does.
+func TestTheReservedAddressesOfANetworkInUseChange(t *testing.T) {
+	w := newSpoiledWorld(t) // web uses dmz
+	add := func(more ...string) (int, string) {
+		status, _, errout := w.run(append([]string{"network", "add", "dmz", "10.9.0.1/24", "--host", "h1"}, more...)...)
+		return status, errout
+	}
+	for _, reserved := range []string{"10.9.0.2,10.9.0.128/25", "10.9.0.9"} {
+		if status, errout := add("--bridge", "br0", "--reserved", reserved); status != 0 {
+			t.Errorf("status %d: %s", status, errout)
+		}
+		if _, out, _ := w.run("network", "ls"); !strings.Contains(out, reserved) {
+			t.Errorf("reserved are not %s:\n%s", reserved, out)
+		}
+	}
+	if status, errout := add("--bridge", "br1", "--reserved", "10.9.0.9"); status != 1 || !strings.Contains(errout, "stack web uses it; retire it first, or change nothing but its reserved addresses") {
+		t.Errorf("status %d: %s", status, errout)
+	}
+	if l, _, err := w.bus.Leases.Get(t.Context(), "dmz.10.9.0.2"); err != nil || l.GetInstance() != "web.web.1" {
+		t.Errorf("the lease of an address that was reserved is %v, %v", l, err)
+	}
+}
+
+func TestANetworkNeedsABridge(t *testing.T) {
+	w := newQuietWorld(t)
+	status, _, errout := w.run("network", "add", "lo", "10.83.0.1/30", "--bridge", "lo")
+	if status != 1 || !strings.Contains(errout, "network lo: interface lo of this machine is no bridge but of type ") {
+		t.Errorf("status %d: %s", status, errout)
+	}
+	if status, _, errout := w.run("network", "add", "lo", "10.83.0.1/30", "--bridge", "lo", "--host", "another"); status != 0 {
+		t.Errorf("of another machine it is not known: status %d: %s", status, errout)
+	}
+}
+
 // TestANetworkThatIsUsedMeanwhileStays is a request that is accepted between the look of network rm, or add, and its write.
 func TestANetworkThatIsUsedMeanwhileStays(t *testing.T) {
 	w := newWorld(t)
