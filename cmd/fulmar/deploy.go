@@ -181,6 +181,9 @@ func readSpec(file string, stdin io.Reader) (*fulmarv1.DeployRequest, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the spec: %w", err)
 	}
+	if several(text) {
+		return nil, fmt.Errorf("spec %s: it has more than one document: a spec is of one stack; deploy each from a file of its own", file)
+	}
 	body, err := yaml.YAMLToJSON(text)
 	if err != nil {
 		return nil, fmt.Errorf("spec %s: %w", file, err)

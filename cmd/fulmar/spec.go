@@ -8,10 +8,27 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+
+	"go.yaml.in/yaml/v2"
 )
 
 // position is where an error is in the JSON that a spec was made into, which nobody wrote.
 var position = regexp.MustCompile(`^(?:deploy request: )?(?:syntax error: )?(.*) \(line 1, column (\d+)\)$`)
+
+// several reports whether a text has more than one YAML document that says anything. Only the first one would be read.
+func several(text []byte) bool {
+	d := yaml.NewDecoder(bytes.NewReader(text))
+	for documents := 0; documents < 2; {
+		var document any
+		if err := d.Decode(&document); err != nil {
+			return false // it ends, or whoever reads it says what is wrong
+		}
+		if document != nil {
+			documents++
+		}
+	}
+	return true
+}
 
 // inSpec says of an error where it is in the spec from which body was made: at units[0].image.
 func inSpec(err error, body []byte) error {

@@ -27,3 +27,19 @@ func TestAnErrorInASpecSaysWhereItIs(t *testing.T) {
 		}
 	}
 }
+
+func TestASpecIsOneDocument(t *testing.T) {
+	const one, two = "units: [{name: a, image: {file: /a}}]\n", "units: [{name: b, image: {file: /b}}]\n"
+	for spec, good := range map[string]bool{
+		one: true, "---\n" + one: true, one + "---\n": true, one + "...\n": true, "# of one\n---\n" + one + "---\n# no more\n": true,
+		one + "---\n" + two: false, "---\n" + one + "---\n---\n" + two: false, one + "---\njust text\n": false,
+	} {
+		r, err := readSpec("-", strings.NewReader(spec))
+		if good && (err != nil || r.GetUnits()[0].GetName() != "a") {
+			t.Errorf("%q: %v, %v", spec, r, err)
+		}
+		if !good && (err == nil || !strings.Contains(err.Error(), "spec -: it has more than one document")) {
+			t.Errorf("%q: %v", spec, err)
+		}
+	}
+}
