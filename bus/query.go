@@ -75,7 +75,7 @@ func answer(ctx context.Context, e Endpoint, r micro.Request) {
 // Console asks the vmm of a host for the last lines of an instance's console.
 func (b *Bus) Console(ctx context.Context, host, instance string, lines int) ([]*fulmarv1.ConsoleLine, error) {
 	reply := &fulmarv1.ConsoleReply{}
-	err := b.ask(ctx, messages.ConsoleQuery(host), &fulmarv1.ConsoleRequest{Instance: instance, Lines: uint32(lines)}, reply)
+	err := b.ask(ctx, "its vmm does not run", messages.ConsoleQuery(host), &fulmarv1.ConsoleRequest{Instance: instance, Lines: uint32(lines)}, reply)
 	if err != nil {
 		return nil, fmt.Errorf("console of %s on host %s: %w", instance, host, err)
 	}
@@ -85,7 +85,7 @@ func (b *Bus) Console(ctx context.Context, host, instance string, lines int) ([]
 // Stats asks the vmm of a host what its instances used.
 func (b *Bus) Stats(ctx context.Context, host string, request *fulmarv1.StatsRequest) ([]*fulmarv1.Stats, error) {
 	reply := &fulmarv1.StatsReply{}
-	if err := b.ask(ctx, messages.StatsQuery(host), request, reply); err != nil {
+	if err := b.ask(ctx, "its vmm does not run", messages.StatsQuery(host), request, reply); err != nil {
 		return nil, fmt.Errorf("statistics of host %s: %w", host, err)
 	}
 	return reply.GetSamples(), nil
@@ -95,16 +95,18 @@ func (b *Bus) Stats(ctx context.Context, host string, request *fulmarv1.StatsReq
 // builder about images.
 func (b *Bus) Sweep(ctx context.Context, host string, dryRun bool) ([]*fulmarv1.SweepItem, error) {
 	reply := &fulmarv1.SweepReply{}
-	if err := b.ask(ctx, messages.SweepQuery(host), &fulmarv1.SweepRequest{DryRun: dryRun}, reply); err != nil {
-		if host == messages.NoHost {
-			return nil, fmt.Errorf("sweep of images: %w", err)
-		}
-		return nil, fmt.Errorf("sweep of host %s: %w", host, err)
+	what, absent := "host "+host, "its gc does not run"
+	if host == messages.NoHost {
+		what, absent = "images", "no builder runs"
+	}
+	if err := b.ask(ctx, absent, messages.SweepQuery(host), &fulmarv1.SweepRequest{DryRun: dryRun}, reply); err != nil {
+		return nil, fmt.Errorf("sweep of %s: %w", what, err)
 	}
 	return reply.GetItems(), nil
 }
 
-func (b *Bus) ask(ctx context.Context, subject string, request, reply proto.Message) error {
+// ask asks a question; absent says that nobody answers it.
+func (b *Bus) ask(ctx context.Context, absent, subject string, request, reply proto.Message) error {
 	body, err := proto.Marshal(request)
 	if err != nil {
 		return err
@@ -113,7 +115,7 @@ func (b *Bus) ask(ctx context.Context, subject string, request, reply proto.Mess
 	defer cancel()
 	msg, err := b.NC.RequestWithContext(ctx, subject, body)
 	if errors.Is(err, nats.ErrNoResponders) {
-		return fmt.Errorf("its service does not run")
+		return errors.New(absent)
 	}
 	if err != nil {
 		return err

@@ -181,11 +181,16 @@ func (f *follower) followUp() (end said, err error) {
 			return ends(s.subject.Verb), nil
 		}, messages.ChainFilter(f.stack, f.generation))
 	}()
+	quiet := time.NewTimer(quietTime)
+	defer quiet.Stop()
 	for {
 		select {
+		case <-quiet.C:
+			err = f.sayWhoIsMissing(end)
 		case m := <-f.builds:
 			err = f.printStep(m)
 		case end = <-events:
+			quiet.Reset(quietTime)
 			for len(f.builds) > 0 && err == nil {
 				err = f.printStep(<-f.builds)
 			}

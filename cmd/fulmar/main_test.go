@@ -116,7 +116,7 @@ func TestWhatIsWrongWithACommandIsSaidInOneSentenceAndFails(t *testing.T) {
 		"a network with the wrong prefix":   {[]string{"network", "add", "n", "10.0.0.1/31", "--bridge", "br0"}, 1, "/8 to /30"},
 		"removing a network that is not":    {[]string{"network", "rm", "nope"}, 1, `no network "nope"`},
 		"a shell that nobody has heard of":  {[]string{"completion", "csh"}, 2, `"bash","zsh","fish"`},
-		"a sweep of a host without its gc":  {[]string{"gc", "--host", "far"}, 1, "sweep of host far: its service does not run"},
+		"a sweep of a host without its gc":  {[]string{"gc", "--host", "far"}, 1, "sweep of host far: its gc does not run"},
 		"a bus that does not answer":        {[]string{"ps", "--nats", "nats://127.0.0.1:1"}, 1, "is `fulmar up` running"},
 		"the generation of JSON is one too": {[]string{"--json", "rollback", "web"}, 1, `"reason":"stack web has nothing to roll back to`},
 	}
@@ -142,8 +142,15 @@ func TestASweepAsksWhoIsThere(t *testing.T) {
 	if err := w.bus.Hosts.Put(t.Context(), "far", &fulmarv1.Host{Name: "far"}, 0); err != nil {
 		t.Fatal(err)
 	}
-	if status, out, errout := w.run("gc", "--dry-run"); status != 1 || out != "" || errout != "fulmar: sweep of host far: its service does not run\n" {
+	if status, out, errout := w.run("gc", "--dry-run"); status != 1 || out != "" || errout != "fulmar: sweep of host far: its gc does not run\n" {
 		t.Errorf("status %d: %s%s", status, out, errout)
+	}
+}
+
+func TestASweepOfImagesNeedsABuilder(t *testing.T) {
+	w := newQuietWorld(t)
+	if status, _, errout := w.run("gc", "--dry-run"); status != 1 || errout != "fulmar: sweep of images: no builder runs\n" {
+		t.Errorf("status %d: %s", status, errout)
 	}
 }
 

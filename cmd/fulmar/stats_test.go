@@ -119,7 +119,7 @@ func TestStats(t *testing.T) {
 		status, out, errout = w.run("stats", "web")
 	}
 	want := "INSTANCE   CPU     MEMORY  RX        TX     HOST\nweb.web.1  10.0 %  2.0 MB  1.0 kB/s  0 B/s  h1\nweb.web.3  -       -       -         -      h1\n"
-	if diff := cmp.Diff(want, out); diff != "" || status != 1 || !strings.Contains(errout, "statistics of host h2: its service does not run") {
+	if diff := cmp.Diff(want, out); diff != "" || status != 1 || !strings.Contains(errout, "statistics of host h2: its vmm does not run") {
 		t.Errorf("status %d (-want +got):\n%s\n%s", status, diff, errout)
 	}
 	_, out, _ = w.run("stats", "--json")
