@@ -161,7 +161,7 @@ func oneActsAndTheOtherTakesOver(t *testing.T, w *world) {
 	}
 	w.flushEverything(t) // both would restore it
 	until(t, func() error {
-		_, err := who(w.client.Do, "tcp4", "192.0.2.1:8080")
+		_, err := try(w.client.Do, "tcp4", "192.0.2.1:8080")
 		return err
 	})
 	stopA()
@@ -287,7 +287,7 @@ func everythingFlushedWhileTheBusIsDownIsRestored(t *testing.T, w *world) {
 	for range 3 { // each look fails, and none may put the next one off for long
 		w.flushEverything(t)
 		until(t, func() error {
-			got, err := who(w.client.Do, "tcp4", "192.0.2.1:8080")
+			got, err := try(w.client.Do, "tcp4", "192.0.2.1:8080")
 			if err == nil && got != second.GetName() {
 				t.Fatalf("answered by %q", got)
 			}

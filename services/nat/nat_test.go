@@ -57,7 +57,7 @@ func everyKindOfClientReachesWhatIsPublished(t *testing.T, w *world) {
 		t.Fatal(err)
 	}
 	expectWho(t, itself.Do, "tcp4", "192.0.2.1:8080", i.GetName())
-	if got, err := who(neighbour.Do, "tcp4", "192.0.2.2:8080"); err == nil {
+	if got, err := try(neighbour.Do, "tcp4", "192.0.2.2:8080"); err == nil {
 		t.Errorf("an instance's connection to a port of somebody outside was answered by %s", got)
 	}
 }
@@ -146,14 +146,14 @@ func everythingFlushedIsRestored(t *testing.T, w *world) {
 	for range 3 {
 		w.flushEverything(t)
 		until(t, func() error {
-			got, err := who(w.client.Do, "tcp4", "192.0.2.1:8080")
+			got, err := try(w.client.Do, "tcp4", "192.0.2.1:8080")
 			if err == nil && got != i.GetName() {
 				t.Fatalf("answered by %q", got)
 			}
 			return err
 		})
 		until(t, func() error {
-			_, err := who(here, "tcp4", "127.0.0.1:8080")
+			_, err := try(here, "tcp4", "127.0.0.1:8080")
 			return err
 		})
 	}
@@ -333,7 +333,7 @@ func whatIsKeptIsUnchanged(t *testing.T, w *world) {
 	}
 	expectWho(t, w.client.Do, "tcp4", "192.0.2.1:8081", i.GetName())
 	until(t, func() error {
-		if got, err := who(w.client.Do, "tcp4", "192.0.2.1:8080"); err == nil {
+		if got, err := try(w.client.Do, "tcp4", "192.0.2.1:8080"); err == nil {
 			return fmt.Errorf("a port that is published no more was answered by %s", got)
 		}
 		return nil

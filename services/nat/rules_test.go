@@ -342,7 +342,7 @@ func rulesStandBeforeThoseOfOthers(t *testing.T, w *world) {
 	w.deploy(t, web(1, i))
 	iptables(t, "-I", "FORWARD", "-j", "DROP")
 	until(t, func() error {
-		got, err := who(w.client.Do, "tcp4", "192.0.2.1:8080")
+		got, err := try(w.client.Do, "tcp4", "192.0.2.1:8080")
 		if err == nil && got != i.GetName() {
 			t.Fatalf("answered by %q", got)
 		}

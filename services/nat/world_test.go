@@ -33,7 +33,7 @@ import (
 
 const (
 	testHost = "host1"
-	patience = 10 * time.Second
+	patience = 30 * time.Second
 )
 
 func TestMain(m *testing.M) {
@@ -342,10 +342,19 @@ func serveUDP(t *testing.T, c net.PacketConn, name string) {
 // here runs f in the host's own namespace; it has the shape of [nstest.Space.Do].
 func here(f func() error) error { return f() }
 
+const (
+	answerTime = 15 * time.Second // for a connection or an answer, on a machine that may stall
+	tryTime    = 3 * time.Second  // where none may come, or it is tried again
+)
+
 // dial connects from where do runs.
-func dial(do func(func() error) error, network, addr string) (conn net.Conn, err error) {
+func dial(do func(func() error) error, network, addr string) (net.Conn, error) {
+	return dialWithin(do, network, addr, answerTime)
+}
+
+func dialWithin(do func(func() error) error, network, addr string, limit time.Duration) (conn net.Conn, err error) {
 	err = do(func() (err error) {
-		d := net.Dialer{Timeout: 3 * time.Second}
+		d := net.Dialer{Timeout: limit}
 		conn, err = d.Dial(network, addr)
 		return err
 	})
@@ -353,11 +362,13 @@ func dial(do func(func() error) error, network, addr string) (conn net.Conn, err
 }
 
 // ask sends a line on a connection and gives the answer.
-func ask(conn net.Conn) (string, error) {
+func ask(conn net.Conn) (string, error) { return askWithin(conn, answerTime) }
+
+func askWithin(conn net.Conn, limit time.Duration) (string, error) {
 	if _, err := conn.Write([]byte("?\n")); err != nil {
 		return "", err
 	}
-	if err := conn.SetReadDeadline(time.Now().Add(3 * time.Second)); err != nil {
+	if err := conn.SetReadDeadline(time.Now().Add(limit)); err != nil {
 		return "", err
 	}
 	buf := make([]byte, 128)
@@ -367,12 +378,21 @@ func ask(conn net.Conn) (string, error) {
 
 // who asks once, on a connection of its own.
 func who(do func(func() error) error, network, addr string) (string, error) {
-	conn, err := dial(do, network, addr)
+	return whoWithin(do, network, addr, answerTime)
+}
+
+// try is who where no answer may come, or it is asked again.
+func try(do func(func() error) error, network, addr string) (string, error) {
+	return whoWithin(do, network, addr, tryTime)
+}
+
+func whoWithin(do func(func() error) error, network, addr string, limit time.Duration) (string, error) {
+	conn, err := dialWithin(do, network, addr, limit)
 	if err != nil {
 		return "", err
 	}
 	defer conn.Close()
-	return ask(conn)
+	return askWithin(conn, limit)
 }
 
 // expectWho checks who answers at an address.
