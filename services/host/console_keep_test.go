@@ -24,14 +24,14 @@ func TestConsolesOutliveAnUpgrade(t *testing.T) {
 	h.create(t, gone, unikernel(image, 0, "exit", "3"))
 	h.await(t, gone, ended)
 	before := h.await(t, runs, is("line 4"))
-	at := h.past(t, runs, albatross.ConsoleSubscribe{Count: 5})
+	at := h.past(t, runs, albatross.ConsoleSubscribe{Count: 5}, "line 4")
 	h.end(t, syscall.SIGTERM)
 
 	h = startChild(t, host, cfg)
 	if diff := cmp.Diff(before, h.await(t, runs, is("line 4"))); diff != "" {
 		t.Errorf("lines of what runs (-before +after):\n%s", diff)
 	}
-	if after := h.past(t, runs, albatross.ConsoleSubscribe{Count: 5}); !slices.EqualFunc(at, after, func(a, b albatross.ConsoleData) bool { return a.Time.Equal(b.Time) && a.Line == b.Line }) {
+	if after := h.past(t, runs, albatross.ConsoleSubscribe{Count: 5}, "line 4"); !slices.EqualFunc(at, after, func(a, b albatross.ConsoleData) bool { return a.Time.Equal(b.Time) && a.Line == b.Line }) {
 		t.Errorf("lines are %v, were %v", after, at)
 	}
 	if diff := cmp.Diff([]string{"exiting", "fulmar: exited with status 3"}, h.await(t, gone, ended)); diff != "" {
@@ -44,7 +44,7 @@ func TestConsolesOutliveAnUpgrade(t *testing.T) {
 	h.end(t, syscall.SIGKILL)
 
 	h = startChild(t, host, cfg)
-	if got := h.past(t, runs, albatross.ConsoleSubscribe{Count: 5}); len(got) != 0 {
+	if got := h.past(t, runs, albatross.ConsoleSubscribe{Count: 5}, ""); len(got) != 0 {
 		t.Errorf("a host that was killed left %v", got)
 	}
 	if err := h.Destroy(t.Context(), runs); err != nil {
