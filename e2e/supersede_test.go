@@ -103,8 +103,8 @@ func TestWhatIsKeptAndHasEndedIsStartedAgain(t *testing.T) {
 			w.await("web", 1, messages.Exited)
 			w.deploy("web", 8080, "v1")
 			s := w.await("web", 2, messages.Published)
-			if u := s.Event.GetDeployment().GetUnits()[0]; u.GetKept() {
-				t.Errorf("published says that it was kept, and it was started again: %v", u)
+			if u := s.Event.GetDeployment().GetUnits()[0]; u.GetKept() || s.Event.GetUnchanged() {
+				t.Errorf("published says that it was kept (%v), unchanged (%v), and it was started again", u.GetKept(), s.Event.GetUnchanged())
 			}
 			w.await("web", 2, messages.Recovered)
 			w.answers(8080, "v1")

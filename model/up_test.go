@@ -108,6 +108,10 @@ func lease(w *world, e *event, pause func()) outcome {
 	case !entry.GetLeased() && w.now().After(entry.GetDeadline().AsTime()):
 		return again
 	}
+	if err := messages.Superseded(head, d.GetGeneration()); err != nil {
+		w.refused("lease", e, err)
+		return done
+	}
 	instances := entry.GetInstances()
 	if !entry.GetLeased() {
 		var err error
@@ -197,6 +201,12 @@ func start(w *world, e *event, pause func()) outcome {
 	d := copyOf(e)
 	for _, u := range d.GetUnits() {
 		pause()
+		head, _ := w.head(d.GetStack())
+		if err := messages.Superseded(head, d.GetGeneration()); err != nil {
+			w.refused("start", e, err)
+			return done
+		}
+		pause()
 		if w.now().After(d.GetDeadline().AsTime()) {
 			return again
 		}
@@ -229,6 +239,11 @@ func check(w *world, e *event, pause func()) outcome {
 	}
 	for _, u := range d.GetUnits() {
 		pause()
+		head, _ := w.head(d.GetStack())
+		if err := messages.Superseded(head, d.GetGeneration()); err != nil {
+			w.refused("check", e, err)
+			return done
+		}
 		if w.host[u.GetInstance().GetName()] != u.GetInstance().GetAddress() {
 			return again
 		}

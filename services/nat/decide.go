@@ -136,7 +136,7 @@ func validPort(p *fulmarv1.Port) bool {
 }
 
 // unchanged reports whether clients see no difference between a deployment and the one that it replaced: the same
-// instances at the same ports. A first deployment changes everything.
+// instances at the same ports, none of which had to be started again. A first deployment changes everything.
 func unchanged(head *fulmarv1.Head, d *fulmarv1.Deployment) bool {
 	mine := messages.Find(head, d.GetGeneration())
 	before := replaced(head, d)
@@ -147,6 +147,9 @@ func unchanged(head *fulmarv1.Head, d *fulmarv1.Deployment) bool {
 		if !slices.ContainsFunc(before.GetInstances(), func(o *fulmarv1.Instance) bool { return o.GetName() == i.GetName() }) {
 			return false
 		}
+	}
+	if slices.ContainsFunc(d.GetUnits(), func(u *fulmarv1.Unit) bool { return !u.GetKept() }) {
+		return false
 	}
 	a, err := publication(head.GetStack(), mine)
 	b, berr := publication(head.GetStack(), before)

@@ -174,8 +174,12 @@ func TestUnchanged(t *testing.T) {
 		"it is gone itself":                       {head(4, same(1, draining)), false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if got := unchanged(c.head, &fulmarv1.Deployment{Generation: 3}); got != c.want {
+			kept := []*fulmarv1.Unit{{Name: "web", Kept: true}}
+			if got := unchanged(c.head, &fulmarv1.Deployment{Generation: 3, Units: kept}); got != c.want {
 				t.Errorf("unchanged is %v", got)
+			}
+			if again := append(kept, &fulmarv1.Unit{Name: "api"}); unchanged(c.head, &fulmarv1.Deployment{Generation: 3, Units: again}) {
+				t.Error("a unit was started again, and it says that nothing changed")
 			}
 		})
 	}

@@ -439,7 +439,7 @@ type Unit struct {
 	Device string `protobuf:"bytes,5,opt,name=device,proto3" json:"device,omitempty"`
 	// The instance that serves it. Set at leased.
 	Instance *Instance `protobuf:"bytes,6,opt,name=instance,proto3" json:"instance,omitempty"`
-	// Whether the instance was kept from an older deployment. Set at leased.
+	// Whether the instance was kept from an older deployment and ran on. Set at leased, and taken back at started if it had ended.
 	Kept bool `protobuf:"varint,7,opt,name=kept,proto3" json:"kept,omitempty"`
 	// Arguments, rendered. Set at leased.
 	Args []string `protobuf:"bytes,8,rep,name=args,proto3" json:"args,omitempty"`
