@@ -128,7 +128,11 @@ func (s Start) Judge(err error, leased, now time.Time) error {
 	case passing(failure.Message) && now.Sub(leased) < patience:
 		return fmt.Errorf("start %s: %w", s.Name, err)
 	}
-	return messages.Refuse(fulmarv1.ReasonCode_REASON_CODE_START, "unit %s cannot be started: %s", s.Unit, strings.TrimSpace(failure.Message))
+	text := strings.TrimSpace(failure.Message)
+	if strings.HasPrefix(text, "interface ") && strings.HasSuffix(text, " does not exist") {
+		text += ", and its network needs it on this host: make that bridge, or let fulmar up do so"
+	}
+	return messages.Refuse(fulmarv1.ReasonCode_REASON_CODE_START, "unit %s cannot be started: %s", s.Unit, text)
 }
 
 // passing reports whether a daemon's failure may pass by itself: it is about the daemon, not about what was asked.

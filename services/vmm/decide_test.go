@@ -93,7 +93,7 @@ func TestJudge(t *testing.T) {
 		refuse string
 	}{
 		"a refused bridge is final":                {failure("bridges br9 not allowed by policy"), 0, "unit web cannot be started: bridges br9 not allowed by policy"},
-		"a missing bridge is final":                {failure("interface br9 does not exist"), 0, "unit web cannot be started: interface br9 does not exist"},
+		"a missing bridge is final":                {failure("interface br9 does not exist"), 0, "unit web cannot be started: interface br9 does not exist, and its network needs it on this host: make that bridge, or let fulmar up do so"},
 		"too much memory is final":                 {failure("maximum allowed memory (64, used 32) would be exceeded (requesting 33)"), 0, "unit web cannot be started: maximum allowed memory (64, used 32) would be exceeded (requesting 33)"},
 		"another manifest is final":                {failure(`specified bridge(s) does not match with the manifest. Devices present in manifest: net "a"`), 0, `unit web cannot be started: specified bridge(s) does not match with the manifest. Devices present in manifest: net "a"`},
 		"no connection is tried again, for long":   {errors.New("dial: connection refused"), time.Hour, ""},

@@ -107,14 +107,14 @@ func TestAnEarlyExitIsFoundByItself(t *testing.T) {
 func TestAnExitIsFoundAfterARestart(t *testing.T) {
 	w := newWorld(t)
 	stop := w.vmm()
-	d := w.leased(5, "later", "300", "3")
+	d := w.leased(5, "later", "3000", "3")
 	w.start(d)
 	w.instances([]*fulmarv1.HostInstance{{Name: "web.web.5", Running: true}})
 	stop()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
 	for len(w.running()) > 0 { // polls the daemon: nobody else may tell when it is gone
-		if t.Context().Err() != nil {
-			t.Fatal("it runs on")
-		}
+		<-tick.C
 	}
 	w.vmm()
 	w.record(&fulmarv1.HostInstance{Name: "web.web.5", Exit: "exited with status 3", LastLine: "up"})
@@ -187,7 +187,7 @@ func TestRefusals(t *testing.T) {
 		code       fulmarv1.ReasonCode
 		reason     string
 	}{
-		{"no such bridge", 1, func(d *fulmarv1.Deployment) { d.Network.Bridge = "br9" }, fulmarv1.ReasonCode_REASON_CODE_START, "unit web cannot be started: interface br9 does not exist"},
+		{"no such bridge", 1, func(d *fulmarv1.Deployment) { d.Network.Bridge = "br9" }, fulmarv1.ReasonCode_REASON_CODE_START, "unit web cannot be started: interface br9 does not exist, and its network needs it on this host: make that bridge, or let fulmar up do so"},
 		{"another device", 2, func(d *fulmarv1.Deployment) { d.Units[0].Device = "eth0" }, fulmarv1.ReasonCode_REASON_CODE_START, `unit web cannot be started: specified bridge(s) does not match with the manifest. Devices present in manifest: net "net0"`},
 		{"an image that is nowhere", 3, func(d *fulmarv1.Deployment) { d.Units[0].Image = strings.Repeat("0", 64) }, fulmarv1.ReasonCode_REASON_CODE_NOT_FOUND, "unit web: image " + strings.Repeat("0", 64) + " is not in the store"},
 		{"a CPU that is not there", 4, func(d *fulmarv1.Deployment) { d.Content.Units[0].Cpus = []uint32{999} }, fulmarv1.ReasonCode_REASON_CODE_START, "unit web cannot be started: CPUids 999 are not allowed by policy"},
