@@ -92,7 +92,7 @@ func TestMemoryIsLimited(t *testing.T) {
 	}
 
 	greedy := name(t, ":greedy")
-	ucfg.Arguments = []string{"touch", "500"}
+	ucfg.Arguments = []string{"touch", "3000"}
 	d.create(t, greedy, ucfg)
 	limit := controlFile(t, stored(t, cfg, greedy).PID, "memory", "memory.limit_in_bytes", "memory.max")
 	if err := os.WriteFile(limit, []byte("16777216"), 0); err != nil {

@@ -342,6 +342,20 @@ func TestADamagedImageIsFetchedAgain(t *testing.T) {
 	}
 }
 
+func TestARecordThatCannotBeReadIsWrittenAnew(t *testing.T) {
+	w := newWorld(t)
+	kv, err := w.bus.JS.KeyValue(t.Context(), messages.HostBucket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := kv.PutString(t.Context(), "h1", "garbage"); err != nil {
+		t.Fatal(err)
+	}
+	w.vmm()
+	w.start(w.leased(1, "wait"))
+	w.instances([]*fulmarv1.HostInstance{{Name: "web.web.1", Running: true}})
+}
+
 func TestTheRecordSaysWhatTheMachineHasAndWhenWhatRunsWasStarted(t *testing.T) {
 	w := newWorld(t)
 	w.vmm()
