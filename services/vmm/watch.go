@@ -256,7 +256,10 @@ func (w *watcher) lookOnce(ctx context.Context) (result string, err error) {
 		return "failed", err
 	}
 	have, revision, err := w.bus.Hosts.Get(ctx, w.config.Host)
-	if err != nil {
+	if unreadable, ok := errors.AsType[*bus.UnreadableError](err); ok { // it tells nobody anything: better one of now
+		w.log.Warn("record of the host was written anew", "err", unreadable)
+		l.First = true
+	} else if err != nil {
 		return "failed", err
 	}
 	if l.Gone, err = w.missing(ctx, have, made, l.Running); err != nil {
