@@ -206,8 +206,16 @@ func (w *world) start(d *fulmarv1.Deployment) {
 // record waits until the record of the host has these instances, seen or not, whenever they were started.
 func (w *world) record(want ...*fulmarv1.HostInstance) {
 	w.t.Helper()
+	if diff := w.missed(patient, want...); diff != "" {
+		w.t.Fatalf("record of the host (-want +got):\n%s", diff)
+	}
+}
+
+// missed is record within a time, and gives what was different all that time.
+func (w *world) missed(within time.Duration, want ...*fulmarv1.HostInstance) string {
+	w.t.Helper()
 	view := w.bus.Hosts.View()
-	ctx, cancel := context.WithTimeout(w.t.Context(), patient)
+	ctx, cancel := context.WithTimeout(w.t.Context(), within)
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer cancel()
@@ -216,12 +224,12 @@ func (w *world) record(want ...*fulmarv1.HostInstance) {
 		changed := view.Changed()
 		diff := cmp.Diff(want, view.All()["h1"].GetInstances(), protocmp.Transform(), protocmp.IgnoreFields(&fulmarv1.HostInstance{}, "started", "restarts"))
 		if diff == "" {
-			return
+			return ""
 		}
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			w.t.Fatalf("record of the host (-want +got):\n%s", diff)
+			return diff
 		}
 	}
 }
