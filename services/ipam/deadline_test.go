@@ -34,11 +34,12 @@ func (w *world) wantFailed(generation uint64, awaits messages.Verb) {
 }
 
 func TestADeadlinePasses(t *testing.T) {
+	t.Parallel() // it waits for most of the time
 	w := newWorld(t, lan())
 	for range 2 { // two replicas keep it
 		w.start(calm())
 	}
-	e := w.accepted("web", 7, 300*time.Millisecond, unit("a", "i1"))
+	e := w.accepted("web", 7, 2*time.Second, unit("a", "i1"))
 	w.say(e, messages.Accepted)
 	w.wantFailed(7, messages.Built)
 	w.wantChain("web", 7, messages.Accepted, messages.Failed)
@@ -65,6 +66,7 @@ func TestACrashBetweenExpiryAndFailed(t *testing.T) {
 }
 
 func TestADeadlineThatPassesNamesTheLastErrorOfTheTries(t *testing.T) {
+	t.Parallel() // it waits for most of the time
 	w := newWorld(t, lan())
 	vmm := bustest.Open(t, w.server, bus.Options{Service: "vmm"})
 	w.background(func(ctx context.Context) error {
@@ -73,7 +75,7 @@ func TestADeadlineThatPassesNamesTheLastErrorOfTheTries(t *testing.T) {
 		}})
 	})
 	w.start(calm())
-	e := w.accepted("web", 7, time.Second, unit("a", "i1"))
+	e := w.accepted("web", 7, 6*time.Second, unit("a", "i1"))
 	w.say(e, messages.Built)
 	e = w.await(7, messages.Failed)
 	if want := "while it waited for started: vmm: start web.a.7: the host is busy \uFFFD"; !strings.HasSuffix(e.GetReason(), want) {
@@ -91,13 +93,14 @@ func TestOneThatWasNeverAcceptedFailsAsWell(t *testing.T) {
 }
 
 func TestWhatWasPublishedInTimeIsLeftAlone(t *testing.T) {
+	t.Parallel() // it waits for most of the time
 	w := newWorld(t, lan())
 	w.start(calm())
-	e := w.accepted("web", 7, 500*time.Millisecond, unit("a", "i1"))
+	e := w.accepted("web", 7, 6*time.Second, unit("a", "i1"))
 	w.say(e, messages.Built)
 	w.await(7, messages.Leased)
 	w.publish("web", 7) // and nat dies before it says so
-	late := w.accepted("dns", 8, 700*time.Millisecond, unit("a", "i1"))
+	late := w.accepted("dns", 8, 7*time.Second, unit("a", "i1"))
 	w.say(late, messages.Accepted)
 	w.await(8, messages.Failed) // later than the deadline of 7
 	if d := messages.Find(w.head("web"), 7); d.GetState() != fulmarv1.State_STATE_LIVE {
@@ -146,9 +149,10 @@ func TestTheSweepFreesOrphans(t *testing.T) {
 // TestNoTryKeepsADeadlineFromBeingKept has a stranger tell tries: one that no record can hold, and one that says of what is
 // not in its subject.
 func TestNoTryKeepsADeadlineFromBeingKept(t *testing.T) {
+	t.Parallel() // it waits for most of the time
 	w := newWorld(t, lan())
 	w.start(calm())
-	e := w.accepted("web", 7, time.Second, unit("a", "i1", strings.Repeat("x", 8000)))
+	e := w.accepted("web", 7, 8*time.Second, unit("a", "i1", strings.Repeat("x", 8000)))
 	w.say(e, messages.Built)
 	w.await(7, messages.Leased)
 	for _, try := range []struct{ generation, bytes int }{{7, 8<<20 - 100}, {8, 8}} {
