@@ -91,7 +91,7 @@ func TestADeploymentFailsInTimeWhileAServiceIsAway(t *testing.T) {
 		"vmm": messages.Started, "monitor": messages.Healthy, "nat": messages.Published,
 	} {
 		p.stop(part)
-		out, err := p.Fulmar(p.patient(), p.deployArgs("web", 8080, "v2", "--deadline", "1s")...)
+		out, err := p.Fulmar(p.patient(), p.deployArgs("web", 8080, "v2", "--deadline", "5s")...)
 		if err == nil || !strings.Contains(out, "waited for "+string(step)) {
 			t.Errorf("without %s the deployment ends with %v, and does not name %s: %s", part, err, step, out)
 		}
