@@ -7,6 +7,7 @@ import (
 	"net"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"fulmar/albatross"
@@ -242,24 +243,26 @@ func TestSubscribersMayBeSilent(t *testing.T) {
 // TestFastClientsHaveMoreTime sends for longer than a slow client could, fast enough.
 func TestFastClientsHaveMoreTime(t *testing.T) {
 	for rate, ok := range map[int64]bool{1: true, 1 << 30: false} {
-		ours, theirs := net.Pipe()
-		c := &pacedConn{Conn: ours}
-		c.expect(50*time.Millisecond, rate)
-		done := make(chan error, 1)
-		go func() {
-			defer close(done)
-			timer := time.NewTimer(100 * time.Millisecond)
-			defer timer.Stop()
-			if _, err := theirs.Write([]byte("xx")); err != nil {
-				return
+		synctest.Test(t, func(t *testing.T) { // a machine that stalls cannot make both ready
+			ours, theirs := net.Pipe()
+			c := &pacedConn{Conn: ours}
+			c.expect(50*time.Millisecond, rate)
+			done := make(chan error, 1)
+			go func() {
+				defer close(done)
+				timer := time.NewTimer(100 * time.Millisecond)
+				defer timer.Stop()
+				if _, err := theirs.Write([]byte("xx")); err != nil {
+					return
+				}
+				<-timer.C
+				_, _ = theirs.Write([]byte("x"))
+			}()
+			if _, err := io.ReadFull(c, make([]byte, 3)); (err == nil) != ok {
+				t.Errorf("rate %d: %v", rate, err)
 			}
-			<-timer.C
-			_, _ = theirs.Write([]byte("x"))
-		}()
-		if _, err := io.ReadFull(c, make([]byte, 3)); (err == nil) != ok {
-			t.Errorf("rate %d: %v", rate, err)
-		}
-		_ = theirs.Close()
-		<-done
+			_ = theirs.Close()
+			<-done
+		})
 	}
 }
