@@ -26,7 +26,8 @@ const recent = 64
 type Kernel struct {
 	backend       Backend
 	iptables      *iptables.IPTables
-	restore, save string // programs
+	restore, save string        // programs
+	probe         time.Duration // for the first answer of a restorer
 
 	turn     sync.Mutex // held during a change
 	restorer *restorer  // nil until it is needed, and after a failure
@@ -46,7 +47,7 @@ func NewKernel(backend Backend) (*Kernel, error) {
 	if err != nil {
 		return nil, fmt.Errorf("find iptables: %w", err)
 	}
-	k := &Kernel{backend: backend, iptables: ipt, table: newOwnTable()}
+	k := &Kernel{backend: backend, iptables: ipt, probe: probe, table: newOwnTable()}
 	if k.restore, err = exec.LookPath("iptables-restore"); err != nil {
 		return nil, fmt.Errorf("find iptables: %w", err)
 	}
@@ -137,7 +138,7 @@ func (k *Kernel) start() error {
 	if k.restorer != nil || k.mute {
 		return nil
 	}
-	r, err := startRestorer(k.restore)
+	r, err := startRestorer(k.restore, k.probe)
 	if errors.Is(err, errMute) {
 		k.mute = true
 		return nil

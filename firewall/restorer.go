@@ -18,8 +18,8 @@ import (
 const (
 	// patience bounds one change of the rules: others who change some at the same time make it try again.
 	patience = 10 * time.Second
-	// probe bounds the first answer of a restorer.
-	probe = time.Second
+	// probe bounds the first answer of a restorer. It is long: one that is only late must not be taken to be mute for ever.
+	probe = 5 * time.Second
 )
 
 // restorer is an iptables-restore that waits for input all the time, so that a switch does not wait for a program to
@@ -38,7 +38,7 @@ type restorer struct {
 var errMute = errors.New("iptables-restore does not answer")
 
 // startRestorer starts a restorer and waits for its first answer.
-func startRestorer(program string) (*restorer, error) {
+func startRestorer(program string, probe time.Duration) (*restorer, error) {
 	r := &restorer{cmd: exec.Command(program, "--noflush", "--verbose", "--wait", seconds(patience)), stderr: &bytes.Buffer{}}
 	r.cmd.Stderr = r.stderr
 	out, err := r.cmd.StdoutPipe()

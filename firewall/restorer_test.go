@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestARefusedChangeSaysWhyAndTheNextIsMade(t *testing.T) {
@@ -38,7 +39,7 @@ func TestAnIptablesThatDoesNotAnswerIsRunForEachChange(t *testing.T) {
 	if err := os.WriteFile(quiet, []byte("#!/bin/sh\nexec iptables-restore \"$@\" >/dev/null\n"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	k.restore = quiet
+	k.restore, k.probe = quiet, 100*time.Millisecond
 	apply(t, k, someWant())
 	if !k.mute {
 		t.Error("it was taken to answer")
