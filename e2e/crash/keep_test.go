@@ -53,7 +53,14 @@ func TestBusKeepsWhatItAcknowledged(t *testing.T) {
 	}
 	cancel()
 	writing.Wait()
-	w.until(t, func(ctx context.Context) error { return a.missing(ctx, w.bus) })
+	w.until(t, func(ctx context.Context) error { // what is asked of one that is away is lost
+		_, err := w.bus.JS.Stream(ctx, messages.RequestStream)
+		return err
+	})
+	looking := w.patient(t)
+	if err := lab.Until(looking, func() error { return a.missing(looking, w.bus) }); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // write stores requests and leases, one after another, and remembers those that were acknowledged.
