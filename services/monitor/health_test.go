@@ -133,17 +133,19 @@ func TestTargets(t *testing.T) {
 
 func TestWhenACandidateGivesUp(t *testing.T) {
 	started := time.Date(2026, 11, 1, 12, 0, 0, 0, time.UTC)
-	deadline := started.Add(time.Minute)
 	for name, c := range map[string]struct {
+		left  time.Duration // until the deadline of the deployment
 		start time.Duration
 		want  time.Duration
 	}{
-		"without a start deadline: shortly before the deployment's": {0, time.Minute - margin},
-		"with one":                          {10 * time.Second, 10 * time.Second},
-		"with one that is after the others": {time.Hour, time.Minute - margin},
+		"without a start deadline: shortly before the deployment's": {time.Minute, 0, 59 * time.Second},
+		"with one":                             {time.Minute, 10 * time.Second, 10 * time.Second},
+		"with one that is after the others":    {time.Minute, time.Hour, 59 * time.Second},
+		"with a short time: after most of it":  {time.Second, 0, 800 * time.Millisecond},
+		"started too late: as of the deadline": {-time.Second, 0, -time.Second},
 	} {
 		t.Run(name, func(t *testing.T) {
-			n := newCandidate("web", "10.0.0.7", &check{startDeadline: c.start}, started, deadline, func() {})
+			n := newCandidate("web", "10.0.0.7", &check{startDeadline: c.start}, started, started.Add(c.left), func() {})
 			if got := n.stop.Sub(started); got != c.want {
 				t.Errorf("gives up after %s, want %s", got, c.want)
 			}

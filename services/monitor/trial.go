@@ -13,11 +13,14 @@ import (
 
 // While a unit starts its checks follow one another fast: what counts is how soon it is seen to be ready.
 const (
-	firstPause    = time.Millisecond       // after the first bad check; doubled after each
-	lastPause     = 50 * time.Millisecond  // at most
-	firstPatience = 5 * time.Millisecond   // for the first sign of life: the kernel would repeat a lost SYN after 1 s only; doubled after each
-	margin        = 100 * time.Millisecond // before the deadline of the deployment, to say what is wrong before ipam fails it
+	firstPause    = time.Millisecond      // after the first bad check; doubled after each
+	lastPause     = 50 * time.Millisecond // at most
+	firstPatience = 5 * time.Millisecond  // for the first sign of life: the kernel would repeat a lost SYN after 1 s only; doubled after each
 )
+
+// margin is how long before the deadline of its deployment a unit is given up that had so long when it was started: what is
+// wrong is to be said before ipam fails the deployment, on a busy machine, too.
+func margin(had time.Duration) time.Duration { return max(0, min(time.Second, had/5)) }
 
 // A handler holds its message while few trials wait, and else lets others have its place.
 const (
@@ -48,7 +51,7 @@ type candidate struct {
 
 // newCandidate makes the candidate of a unit that was started at a time, in a deployment with a deadline.
 func newCandidate(unit, address string, c *check, started, deadline time.Time, silent func()) candidate {
-	n := candidate{unit: unit, address: address, check: c, stop: deadline.Add(-margin), within: "before the deadline of the deployment", silent: silent}
+	n := candidate{unit: unit, address: address, check: c, stop: deadline.Add(-margin(deadline.Sub(started))), within: "before the deadline of the deployment", silent: silent}
 	if c.startDeadline > 0 && started.Add(c.startDeadline).Before(n.stop) {
 		n.stop, n.within = started.Add(c.startDeadline), "within "+c.startDeadline.String()
 	}
@@ -120,6 +123,13 @@ type trials struct {
 }
 
 func newTrials() *trials { return &trials{all: map[string]*trial{}} }
+
+// find gives the trial of a deployment, or nil.
+func (t *trials) find(stack string, generation uint64) *trial {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.all[messages.DeploymentName(stack, generation)]
+}
 
 // begin gives the trial of a deployment, and starts it if there is none. It goes on when ctx ends.
 func (t *trials) begin(ctx context.Context, stack string, generation uint64, run func(context.Context) error) *trial {
