@@ -149,6 +149,18 @@ func TestDecodeRefusesInOneSentence(t *testing.T) {
 			deploy, "{\"units\":[{\n\"args\":[\"a\"]}, \"x\"]}",
 			`deploy request: field units is a list of objects, but there is "x" (line 2, column 16)`,
 		},
+		"a comma too many in a list": {
+			deploy, `{"units":[{"args":["a",]}]}`,
+			`deploy request: syntax error: unexpected token ] (line 1, column 24)`,
+		},
+		"a number that is missing": {
+			deploy, `{"units":[{"memory": }]}`,
+			`deploy request: syntax error: unexpected token } (line 1, column 22)`,
+		},
+		"a duration that is missing": {
+			deploy, `{"drain": }`,
+			`deploy request: syntax error: unexpected token } (line 1, column 11)`,
+		},
 		"two sources of one image": {
 			deploy, `{"units":[{"image":{"file":"/a","url":"http://b"}}]}`,
 			`deploy request: error parsing "url", oneof fulmar.v1.Image.source is already set (line 1, column 33)`,

@@ -53,7 +53,7 @@ func inJSON(err error, body []byte, d protoreflect.MessageDescriptor) error {
 		return fmt.Errorf("%q is no duration: %s %s", m[1], wantDuration(m[1]), m[2])
 	}
 	m := badToken.FindStringSubmatch(err.Error())
-	if m == nil {
+	if m == nil || strings.Contains("]},:", m[1]) { // no value of any kind
 		return err
 	}
 	before, ok := until(body, m[2], m[3])
@@ -61,7 +61,7 @@ func inJSON(err error, body []byte, d protoreflect.MessageDescriptor) error {
 		return err
 	}
 	switch f, element := fieldAt(before, d); {
-	case f == nil:
+	case f == nil, f.Message() == nil && (element || !f.IsList()):
 		return err
 	case isDuration(f) && !f.IsList():
 		return fmt.Errorf("%s is no duration: %s (line %s, column %s)", m[1], wantDuration(m[1]), m[2], m[3])
@@ -151,7 +151,7 @@ func named(d protoreflect.MessageDescriptor, key json.Token) protoreflect.FieldD
 	return d.Fields().ByName(protoreflect.Name(name))
 }
 
-// kindOf names what stands for a field in JSON. Of single values the library says it.
+// kindOf names what stands for a field in JSON that is a list or an object.
 func kindOf(f protoreflect.FieldDescriptor, element bool) string {
 	switch {
 	case element:

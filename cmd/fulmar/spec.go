@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"regexp"
 	"strconv"
 	"strings"
@@ -15,13 +16,14 @@ import (
 // position is where an error is in the JSON that a spec was made into, which nobody wrote.
 var position = regexp.MustCompile(`^(?:deploy request: )?(?:syntax error: )?(.*) \(line 1, column (\d+)\)$`)
 
-// several reports whether a text has more than one YAML document that says anything. Only the first one would be read.
+// several reports whether a text has more than one YAML document that says anything, or that makes no sense. Only the
+// first one would be read.
 func several(text []byte) bool {
 	d := yaml.NewDecoder(bytes.NewReader(text))
 	for documents := 0; documents < 2; {
 		var document any
 		if err := d.Decode(&document); err != nil {
-			return false // it ends, or whoever reads it says what is wrong
+			return documents > 0 && !errors.Is(err, io.EOF) // of the first one, whoever reads it says what is wrong
 		}
 		if document != nil {
 			documents++

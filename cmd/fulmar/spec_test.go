@@ -33,6 +33,7 @@ func TestASpecIsOneDocument(t *testing.T) {
 	for spec, good := range map[string]bool{
 		one: true, "---\n" + one: true, one + "---\n": true, one + "...\n": true, "# of one\n---\n" + one + "---\n# no more\n": true,
 		one + "---\n" + two: false, "---\n" + one + "---\n---\n" + two: false, one + "---\njust text\n": false,
+		one + "---\n\tunits: x\n": false, one + "---\n{name: \n  - b: : c\n": false, one + "...\n" + two: false,
 	} {
 		r, err := readSpec("-", strings.NewReader(spec))
 		if good && (err != nil || r.GetUnits()[0].GetName() != "a") {

@@ -364,6 +364,27 @@ func TestARecordThatCannotBeReadIsWrittenAnew(t *testing.T) {
 	w.instances([]*fulmarv1.HostInstance{{Name: "web.web.1", Running: true}})
 }
 
+func TestAHeadThatCannotBeReadHidesNoOtherStacksEnd(t *testing.T) {
+	w := newWorld(t)
+	w.vmm()
+	w.start(w.leased(1, "wait"))
+	kv, err := w.bus.JS.KeyValue(t.Context(), messages.HeadBucket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := kv.PutString(t.Context(), "web", "garbage"); err != nil {
+		t.Fatal(err)
+	}
+	n, err := albatross.ParseName("web.web.1")
+	if err == nil {
+		err = w.daemon.Destroy(t.Context(), n)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.instances([]*fulmarv1.HostInstance{{Name: "web.web.1", Exit: "killed by signal SIGTERM"}})
+}
+
 func TestTheRecordSaysWhatTheMachineHasAndWhenWhatRunsWasStarted(t *testing.T) {
 	w := newWorld(t)
 	w.vmm()

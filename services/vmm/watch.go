@@ -312,21 +312,23 @@ func (w *watcher) missing(ctx context.Context, have *fulmarv1.Host, made map[str
 	for name := range made {
 		names[name] = true
 	}
-	heads := map[string]*fulmarv1.Head{}
+	wanted := map[string]func(name string) bool{} // by stack
 	for name := range names {
 		stack, _, _, ok := messages.ParseInstance(name)
 		if running[name] || !ok {
 			delete(names, name)
 			continue
 		}
-		if heads[stack] == nil {
+		if wanted[stack] == nil {
 			head, _, err := w.bus.Heads.Get(ctx, stack)
-			if err != nil {
+			wanted[stack] = func(name string) bool { return Wanted(head, name) }
+			if _, unreadable := errors.AsType[*bus.UnreadableError](err); unreadable {
+				wanted[stack] = func(string) bool { return true } // as long as nobody can tell; the other stacks have nothing to do with it
+			} else if err != nil {
 				return nil, err
 			}
-			heads[stack] = head
 		}
-		if !Wanted(heads[stack], name) {
+		if !wanted[stack](name) {
 			delete(names, name)
 		}
 	}
