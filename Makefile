@@ -38,11 +38,9 @@ install: build ## install commands, systemd units and the group of the host's so
 	install -m 644 deploy/systemd/fulmar.sysusers $(DESTDIR)/usr/lib/sysusers.d/fulmar.conf
 
 .PHONY: demo
-demo: root needs build ## deploy, update under load, roll back and retire a real unikernel, in namespaces of its own
+demo: root demo-needs build ## deploy, update under load, roll back and retire a real unikernel, in namespaces of its own
 	CGO_ENABLED=0 go build -trimpath -o bin/ ./e2e/demo
 	./bin/demo
-
-demo: NEEDS := $(DEMO_NEEDS)
 
 .PHONY: test
 test: root needs ## run every test, against real parts
@@ -98,13 +96,21 @@ root:
 
 .PHONY: needs
 needs: ## install what the tests need, with apt; a service that comes with it, such as Docker, is not started
-	@missing=; for n in $(NEEDS); do command -v $${n%%:*} >/dev/null || missing="$$missing $${n##*:}"; done; \
+	@$(call install,$(NEEDS))
+
+.PHONY: demo-needs
+demo-needs:
+	@$(call install,$(DEMO_NEEDS))
+
+define install
+	missing=; for n in $(1); do command -v $${n%%:*} >/dev/null || missing="$$missing $${n##*:}"; done; \
 	if [ -n "$$missing" ]; then \
 		command -v apt-get >/dev/null || { echo "install these first:$$missing" >&2; exit 1; }; \
 		policy=/usr/sbin/policy-rc.d; [ -e $$policy ] || { printf '#!/bin/sh\nexit 101\n' >$$policy; chmod +x $$policy; trap "rm $$policy" EXIT; }; \
 		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $$missing; \
 	fi; \
 	command -v go >/dev/null || { echo "install Go 1.26 or newer first: https://go.dev/doc/install" >&2; exit 1; }
+endef
 
 $(BIN)/golangci-lint: Makefile
 	GOBIN=$(CURDIR)/$(BIN) go install $(GOLANGCI) && touch $@

@@ -7,12 +7,12 @@ import (
 	"strings"
 )
 
-// Dropped returns an error if more connections than stray ones were opened only at the second try: then something dropped
-// packets for a while, and no request failed just because the kernel sends a lost one again after a second.
+// Dropped returns an error if more than stray first packets of connections were sent again: then something dropped packets
+// for a while, and no request failed just because the kernel sends a lost one again after a second.
 func (r Result) Dropped() error {
 	const stray = 200 // of so many one: the machine may stall
 	if r.Resent*stray > r.Requests {
-		return fmt.Errorf("of %d connections %d were opened at the second try only: packets were dropped", r.Requests, r.Resent)
+		return fmt.Errorf("for %d connections %d first packets were sent again: packets were dropped", r.Requests, r.Resent)
 	}
 	return nil
 }
