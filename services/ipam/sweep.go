@@ -108,7 +108,7 @@ func (s *Service) sweepLoop(ctx context.Context) error {
 	defer ticker.Stop()
 	for {
 		if err := s.sweep(ctx); err != nil && ctx.Err() == nil {
-			s.bus.Log.Warn("sweep ended early", "err", err)
+			s.bus.Log.Warn("sweep was incomplete", "err", err)
 		}
 		heads := s.heads.All()
 		s.tries.Forget(func(stack string, generation uint64) bool {
@@ -122,6 +122,7 @@ func (s *Service) sweepLoop(ctx context.Context) error {
 	}
 }
 
+// sweep goes through the leases once. An error keeps it from one lease, or from those of the stack whose head cannot be read, and not from the next.
 func (s *Service) sweep(ctx context.Context) error {
 	if err := s.leases.CaughtUp(ctx); err != nil {
 		return err
@@ -130,29 +131,29 @@ func (s *Service) sweep(ctx context.Context) error {
 		return err
 	}
 	running := s.running()
+	unread := map[string]bool{} // stacks
+	var errs []error
 	for key, l := range s.leases.All() {
 		if spent(l, running, s.now()) {
-			if err := s.forget(ctx, key); err != nil {
-				return err
-			}
+			errs = append(errs, s.forget(ctx, key))
 			continue
 		}
 		stack, _, _, ok := messages.ParseInstance(l.GetInstance())
-		if !ok || l.GetRestingUntil() != nil {
+		if !ok || l.GetRestingUntil() != nil || unread[stack] {
 			continue
 		}
 		head, _, err := s.bus.Heads.Get(ctx, stack) // after the lease was seen
 		if err != nil {
-			return err
+			unread[stack] = true
+			errs = append(errs, err)
+			continue
 		}
 		if running(l.GetInstance()) && messages.Orphan(head, l.GetInstance()) {
 			continue // the instance goes first
 		}
-		if err := s.sweepLease(ctx, key, l, head); err != nil {
-			return err
-		}
+		errs = append(errs, s.sweepLease(ctx, key, l, head))
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // forget deletes the lease of an address that has rested long since, unless somebody claims it meanwhile.
