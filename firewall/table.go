@@ -80,7 +80,7 @@ func (t *ownTable) do(ctx context.Context, f func() error) error {
 	if err == nil {
 		kept := context.AfterFunc(ctx, func() { _ = socket.SetDeadline(time.Unix(1, 0)) })
 		err = f()
-		if !kept() && err == nil { // the next use would meet the deadline that is being set
+		if !kept() { // and the next use would meet the deadline that is being set
 			err = ctx.Err()
 		}
 	}
