@@ -22,7 +22,7 @@ import (
 )
 
 const (
-	patience = 30 * time.Second // for everything that must happen
+	patience = 60 * time.Second // for everything that must happen
 	rate     = 500              // new connections a second
 )
 

@@ -198,7 +198,7 @@ func TestUnhealthyUpdateIsTakenBack(t *testing.T) {
 	before := w.snapshot()
 	load := w.Load(at(8080), rate)
 	w.flowing(load, "v1", rate/2)
-	out, err := w.Fulmar(w.patient(), w.deployArgs("web", 8080, "v2", "--arg=--unhealthy", "--health", "http:80/", "--deadline", "2s")...)
+	out, err := w.Fulmar(w.patient(), w.deployArgs("web", 8080, "v2", "--arg=--unhealthy", "--health", "http:80/", "--deadline", "6s")...)
 	var exit *exec.ExitError
 	if !errors.As(err, &exit) || exit.ExitCode() != 1 {
 		t.Errorf("the command line ends with %v, want status 1", err)
