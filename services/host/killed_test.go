@@ -2,11 +2,16 @@ package host_test
 
 import (
 	"context"
+	"os"
+	"path/filepath"
 	"syscall"
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"fulmar/albatross"
+	"fulmar/services/host"
 	"fulmar/services/host/hosttest"
 )
 
@@ -62,6 +67,46 @@ func TestKilledAtAnyMomentOfCreateNothingStays(t *testing.T) {
 		if t.Failed() {
 			return
 		}
+	}
+}
+
+// TestAHostWaitsForWhatAKilledOneHadLocked has each lock held for a moment longer, as by a process that a killed host has begun to start.
+func TestAHostWaitsForWhatAKilledOneHadLocked(t *testing.T) {
+	c := groupVersions()["v1"]
+	if c.groups == "" {
+		c = groupVersions()["v2"]
+	}
+	for what, where := range map[string]func(host.Config) string{
+		"the state directory": func(cfg host.Config) string { return filepath.Join(cfg.StateDir, "lock") },
+		"the run directory":   func(cfg host.Config) string { return cfg.RunDir },
+		"the control group":   func(cfg host.Config) string { return filepath.Join(c.groups, cfg.Cgroup) },
+	} {
+		t.Run(what, func(t *testing.T) {
+			cfg := config(t)
+			path := where(cfg)
+			if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			if filepath.Base(path) == "lock" {
+				if err := os.WriteFile(path, nil, 0o600); err != nil {
+					t.Fatal(err)
+				}
+			} else if err := os.Mkdir(path, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			f, err := os.Open(path)
+			if err == nil {
+				err = unix.Flock(int(f.Fd()), unix.LOCK_EX)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			free := time.AfterFunc(200*time.Millisecond, func() { _ = f.Close() })
+			start(t, cfg)
+			if free.Stop() {
+				t.Error("host began while it was locked")
+			}
+		})
 	}
 }
 

@@ -83,7 +83,7 @@ func openStore(dir string) (s *store, err error) {
 	if s.lock, err = os.OpenFile(s.path("lock"), os.O_RDWR|os.O_CREATE, 0o600); err != nil {
 		return nil, fmt.Errorf("lock state directory: %w", err)
 	}
-	err = unix.Flock(int(s.lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	err = lockFile(s.lock)
 	if errors.Is(err, unix.EWOULDBLOCK) {
 		err = fmt.Errorf("the state directory %s is in use by another host", dir)
 	}
