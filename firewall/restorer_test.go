@@ -1,8 +1,10 @@
 package firewall
 
 import (
+	"bufio"
 	"context"
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -48,13 +50,13 @@ func TestAnIptablesThatDoesNotAnswerIsRunForEachChange(t *testing.T) {
 
 func TestAChangeThatTakesTooLongIsGivenUp(t *testing.T) {
 	eachBackend(t, func(t *testing.T, k *Kernel) {
+		input, c := "*nat\n:FULMAR-8 - [0:0]\nCOMMIT\n", change{}
+		if k.backend == NFTables {
+			input, c = "", change{anew: true}
+		}
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
-		for range 20 { // it may come through just so, and the next one must not be given up for it
-			input, c := "*nat\n:FULMAR-8 - [0:0]\nCOMMIT\n", change{}
-			if k.backend == NFTables {
-				input, c = "", change{anew: true}
-			}
+		for range 20 { // it may come through, and the next one must not be given up for it
 			if err := k.commit(ctx, input, c); !errors.Is(err, context.Canceled) {
 				t.Errorf("got %v", err)
 			}
@@ -64,4 +66,27 @@ func TestAChangeThatTakesTooLongIsGivenUp(t *testing.T) {
 		}
 		apply(t, k, someWant())
 	})
+}
+
+// ending ends something when there is something to read.
+type ending struct {
+	io.Reader
+	end func()
+}
+
+func (e ending) Read(p []byte) (int, error) {
+	n, err := e.Reader.Read(p)
+	e.end()
+	return n, err
+}
+
+func TestAChangeWhoseTimeEndsWithItsAnswerSpoilsNotTheNext(t *testing.T) {
+	k := freshKernel(t, IPTables)
+	apply(t, k, someWant())
+	ctx, cancel := context.WithCancel(t.Context())
+	k.restorer.out = bufio.NewReader(ending{k.restorer.out, cancel})
+	if err := k.commit(ctx, "*nat\n:FULMAR-8 - [0:0]\nCOMMIT\n", change{}); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+	apply(t, k, someWant())
 }
