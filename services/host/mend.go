@@ -13,7 +13,7 @@ import (
 )
 
 // When a bridge is removed its taps stay, on no bridge, and nothing but host puts them on the one that is made in its place. That one is there when it gets an
-// address, of which the kernel tells, or when host looks again. A tap that somebody has put on another bridge stays there.
+// address, of which the kernel tells, or when host looks again. A tap that somebody has put on another bridge stays there, and of what is behind it its own bridge is told nothing.
 
 // mendTime is how often host looks whether taps are on their bridges.
 const mendTime = 10 * time.Second
@@ -174,7 +174,7 @@ func (s *Service) meetOn(inst *instance, i int, masters map[int]int) error {
 	}
 	a, known := acquaintanceOf(inst.record.Name, inst.record.Args)
 	if i < len(inst.links) { // else a host that did not know them has started it
-		if err := s.plugIn(inst, i, br, masters); err != nil {
+		if isOn, err := s.plugIn(inst, i, br, masters); err != nil || !isOn {
 			return err
 		}
 		s.bridges.unicasts.note(inst.links[i], speaker{br.Attrs().Index, a.addr})
@@ -186,18 +186,18 @@ func (s *Service) meetOn(inst *instance, i int, masters map[int]int) error {
 	return s.bridges.introduce(a, nil, br, to.own)
 }
 
-// plugIn puts the i-th tap of an instance on its bridge if it is on none.
-func (s *Service) plugIn(inst *instance, i int, br *netlink.Bridge, masters map[int]int) error {
+// plugIn puts the i-th tap of an instance on its bridge if it is on none. It returns false if it is on another.
+func (s *Service) plugIn(inst *instance, i int, br *netlink.Bridge, masters map[int]int) (isOn bool, err error) {
 	t := &tap{name: inst.taps[i], index: inst.links[i]}
 	if master, there := masters[t.index]; !there || master != 0 {
-		return nil
+		return !there || master == br.Attrs().Index, nil
 	}
 	r := inst.record
 	if err := s.bridges.attach(t, br, r.Name.String()); err != nil {
-		return err
+		return false, err
 	}
 	s.log.Info("tap was put on its bridge again", "unikernel", r.Name.String(), "tap", t.name, "bridge", br.Attrs().Name)
-	return s.bridges.expect(t, mac(r.Name, r.Args.Bridges[i]))
+	return true, s.bridges.expect(t, mac(r.Name, r.Args.Bridges[i]))
 }
 
 // meetAll does so for all.

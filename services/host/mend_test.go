@@ -125,7 +125,7 @@ func TestTapsArePutOnTheBridgeThatIsMadeAnew(t *testing.T) {
 
 func TestATapOnAnotherBridgeStaysThere(t *testing.T) {
 	cfg := config(t)
-	quietBridge(t)
+	br, _ := quietBridge(t)
 	d := start(t, cfg)
 	n := name(t, ":a")
 	d.create(t, n, unikernel(hosttest.Guest(t, 1), 1, "wait", "--ipv4=10.9.0.2/24"))
@@ -140,8 +140,21 @@ func TestATapOnAnotherBridgeStaysThere(t *testing.T) {
 	if err := d.stop(); err != nil {
 		t.Fatal(err)
 	}
+	told := neighbor(t, br, "10.9.0.2")
+	if told == nil {
+		t.Fatal("the kernel was not told of the unikernel while its tap was on its bridge")
+	}
+	if err := netlink.NeighDel(told); err != nil {
+		t.Fatal(err)
+	}
 	start(t, cfg).destroyAll(t)
 	if tapOf(t, n).Attrs().MasterIndex != other.Index {
 		t.Error("the tap was taken from the bridge that somebody put it on")
+	}
+	if have := neighbor(t, br, "10.9.0.2"); have != nil {
+		t.Errorf("the kernel was told that it is on its bridge: %v", have)
+	}
+	if got := unicast(t); got != nil {
+		t.Errorf("what it asks goes to its bridge alone: %v", got)
 	}
 }
