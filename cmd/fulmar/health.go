@@ -1,15 +1,18 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"maps"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+	"golang.org/x/sync/errgroup"
 	"google.golang.org/protobuf/proto"
 
 	"fulmar/bus"
@@ -52,6 +55,9 @@ func healthIn(d *fulmarv1.HeadDeployment, h health) health {
 	return h
 }
 
+// atOnce is how many observations are asked for at a time, so that many instances take few ways to a bus that is far away.
+const atOnce = 32
+
 // healths gives how the instances of some heads are, by their names. Those that are neither live nor staged nobody watches.
 func (e *env) healths(b *bus.Bus, heads map[string]*fulmarv1.Head, running map[string]*fulmarv1.HostInstance) (map[string]health, error) {
 	hosts := map[string]bool{}
@@ -68,26 +74,35 @@ func (e *env) healths(b *bus.Bus, heads map[string]*fulmarv1.Head, running map[s
 	if err != nil {
 		return nil, fmt.Errorf("read events: %w", err)
 	}
-	all := map[string]health{}
+	all, asked := map[string]health{}, map[string]bool{}
+	var mu sync.Mutex // guards all
+	g, ctx := errgroup.WithContext(e.ctx)
+	g.SetLimit(atOnce)
 	for stack, h := range heads {
 		for _, d := range watched(h) {
 			for _, i := range d.GetInstances() {
-				if _, done := all[i.GetName()]; done {
+				if asked[i.GetName()] {
 					continue // a newer deployment keeps it, whose checks count
 				}
-				verb, last, err := e.observed(events, stack, d, i.GetUnit())
-				if err != nil {
-					return nil, err
-				}
-				last.Instance, last.Health = i.GetName(), verdict(verb, monitors[d.GetHost()], running[i.GetName()])
-				if last.Health != "unhealthy" {
-					last.Since, last.Reason = nil, ""
-				}
-				all[i.GetName()] = last
+				asked[i.GetName()] = true
+				g.Go(func() error {
+					verb, last, err := observed(ctx, events, stack, d, i.GetUnit())
+					if err != nil {
+						return err
+					}
+					last.Instance, last.Health = i.GetName(), verdict(verb, monitors[d.GetHost()], running[i.GetName()])
+					if last.Health != "unhealthy" {
+						last.Since, last.Reason = nil, ""
+					}
+					mu.Lock()
+					defer mu.Unlock()
+					all[i.GetName()] = last
+					return nil
+				})
 			}
 		}
 	}
-	return all, nil
+	return all, g.Wait()
 }
 
 // watched gives the deployments of a head that a monitor watches, the newest first.
@@ -102,8 +117,8 @@ func watched(h *fulmarv1.Head) []*fulmarv1.HeadDeployment {
 }
 
 // observed gives what was observed last of a unit, when, and why.
-func (e *env) observed(events jetstream.Stream, stack string, d *fulmarv1.HeadDeployment, unit string) (messages.Verb, health, error) {
-	raw, err := events.GetLastMsgForSubject(e.ctx, messages.ObservationSubject(stack, d.GetGeneration(), "*", d.GetHost(), unit))
+func observed(ctx context.Context, events jetstream.Stream, stack string, d *fulmarv1.HeadDeployment, unit string) (messages.Verb, health, error) {
+	raw, err := events.GetLastMsgForSubject(ctx, messages.ObservationSubject(stack, d.GetGeneration(), "*", d.GetHost(), unit))
 	if errors.Is(err, jetstream.ErrMsgNotFound) {
 		return "", health{}, nil
 	}

@@ -1,10 +1,16 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
+	"net"
 	"strings"
+	"sync"
 	"testing"
+
+	"github.com/nats-io/nats.go"
 
 	"fulmar/bus"
 	"fulmar/bus/bustest"
@@ -105,6 +111,101 @@ func TestPsSaysHowUnitsAre(t *testing.T) {
 	} {
 		if !strings.Contains(out, want) {
 			t.Errorf("describe says not %q:\n%s", want, out)
+		}
+	}
+}
+
+// crowd is a connection to the bus whose answers wait from the first question for a stored message until atOnce of them were asked.
+type crowd struct {
+	net.Conn
+	mu     sync.Mutex
+	asked  int
+	begun  bool // nothing waits before
+	enough chan struct{}
+}
+
+func (c *crowd) Dial(network, address string) (net.Conn, error) {
+	conn, err := net.Dial(network, address)
+	c.Conn = conn
+	return c, err
+}
+
+func (c *crowd) Write(b []byte) (int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	before := c.asked
+	if c.begun {
+		c.asked += bytes.Count(b, []byte("DIRECT.GET."))
+	}
+	if before < atOnce && c.asked >= atOnce {
+		close(c.enough)
+	}
+	return c.Conn.Write(b)
+}
+
+func (c *crowd) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	c.mu.Lock()
+	waits := c.asked > 0
+	c.mu.Unlock()
+	if waits && err == nil {
+		<-c.enough
+	}
+	return n, err
+}
+
+func (c *crowd) begin() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.begun = true
+}
+
+// end lets the answers through that wait in a test that fails.
+func (c *crowd) end() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.asked < atOnce {
+		c.asked = atOnce
+		close(c.enough)
+	}
+}
+
+// TestHealthsAreAskedForTogether has a bus that answers nobody who waits for one answer before the next question.
+func TestHealthsAreAskedForTogether(t *testing.T) {
+	w := newQuietWorld(t)
+	c := &crowd{enough: make(chan struct{})}
+	nc, err := nats.Connect(w.url, nats.SetCustomDialer(c))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(nc.Close)
+	b, err := bus.Open(t.Context(), nc, bus.Options{Service: "test"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const units = 3*atOnce + 1
+	d := &fulmarv1.HeadDeployment{Generation: 2, State: fulmarv1.State_STATE_LIVE, Host: "h1"}
+	for i := range units {
+		unit := fmt.Sprintf("u%d", i)
+		d.Instances = append(d.Instances, &fulmarv1.Instance{Unit: unit, Name: "web." + unit + ".2"})
+		said := &fulmarv1.Deployment{Stack: "web", Generation: 2, Network: &fulmarv1.Network{Host: "h1"}}
+		if err := w.bus.Observe(t.Context(), messages.Unhealthy, said, unit, "of "+unit); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Cleanup(c.end)
+	c.begin()
+	e := &env{ctx: t.Context(), cli: &cli{}, err: t.Output()}
+	all, err := e.healths(b, map[string]*fulmarv1.Head{"web": {Stack: "web", Newest: 2, Deployments: []*fulmarv1.HeadDeployment{d}}}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(all) != units {
+		t.Errorf("%d of %d are known", len(all), units)
+	}
+	for name, h := range all {
+		if unit := strings.Split(name, ".")[1]; h.Instance != name || h.Health != "unhealthy" || h.Reason != "of "+unit || h.Since == nil {
+			t.Errorf("%s: %+v", name, h)
 		}
 	}
 }
