@@ -130,7 +130,10 @@ func (c *upCmd) keepBridges(ctx context.Context, server *bus.Server, log *slog.L
 	heard := make(chan struct{}, 1)
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return view.Run(ctx) })
-	g.Go(func() error { return k.listen(ctx, addresses, heard) })
+	g.Go(func() error {
+		k.listen(ctx, addresses, heard)
+		return nil
+	})
 	g.Go(func() error { return k.keep(ctx, view, heard) })
 	return g.Wait()
 }
@@ -146,17 +149,18 @@ func (k *keeper) own(all map[string]*fulmarv1.Network) map[string]*fulmarv1.Netw
 	return own
 }
 
-// listen says on heard when addresses come or go.
-func (k *keeper) listen(ctx context.Context, addresses *nl.NetlinkSocket, heard chan<- struct{}) error {
+// listen says on heard when addresses come or go, until ctx ends, or the kernel tells no more: keep looks without it, too, only later.
+func (k *keeper) listen(ctx context.Context, addresses *nl.NetlinkSocket, heard chan<- struct{}) {
 	stop := context.AfterFunc(ctx, addresses.Close)
 	defer stop()
 	for {
 		_, _, err := addresses.Receive()
 		switch {
 		case ctx.Err() != nil:
-			return nil
+			return
 		case err != nil && !errors.Is(err, unix.EINTR) && !errors.Is(err, unix.ENOBUFS):
-			return fmt.Errorf("follow the addresses of bridges: %w", err)
+			k.log.Error("addresses of bridges were not followed any more", "err", err, "instead", "up looks at them every "+keepTime.String())
+			return
 		}
 		select {
 		case heard <- struct{}{}:

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
 
 	"fulmar/bus"
 	"fulmar/bus/bustest"
@@ -126,5 +128,21 @@ func TestBridgesAreKeptWhileUpRuns(t *testing.T) {
 		if n := strings.Count(all, what); n != times {
 			t.Errorf("it says %d times %s, want %d:\n%s", n, what, times, all)
 		}
+	}
+}
+
+// TestAnEndOfWhatTheKernelTellsIsNoError has the socket fail on which the kernel tells of addresses; what listens gives no error that could end up.
+func TestAnEndOfWhatTheKernelTellsIsNoError(t *testing.T) {
+	addresses, err := nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_IPV4_IFADDR)
+	if err != nil {
+		t.Fatal(err)
+	}
+	told := make(lines, 1)
+	k := &keeper{host: "h1", log: slog.New(slog.NewTextHandler(told, nil)), told: make(map[string]string)}
+	addresses.Close()
+	k.listen(t.Context(), addresses, make(chan struct{}, 1))
+	close(told)
+	if line, want := <-told, `level=ERROR msg="addresses of bridges were not followed any more"`; !strings.Contains(line, want) {
+		t.Errorf("it says %q, not %s", line, want)
 	}
 }
