@@ -77,15 +77,6 @@ func (s *Service) mend(missing map[string]bool) error {
 	}
 	s.bridges.forget(masters)
 	s.meetAll(off, masters)
-	for _, inst := range off {
-		select {
-		case <-inst.exited: // meanwhile: what the kernel was told of it must not stay
-			if err := s.part(inst); err != nil {
-				s.log.Warn("could not clean up after a unikernel", "unikernel", inst.record.Name.String(), "err", err)
-			}
-		default:
-		}
-	}
 	return nil
 }
 
@@ -200,14 +191,35 @@ func (s *Service) plugIn(inst *instance, i int, br *netlink.Bridge, masters map[
 	return true, s.bridges.expect(t, mac(r.Name, r.Args.Bridges[i]))
 }
 
-// meetAll does so for all.
+// meetAll does so for all. What the kernel is told of one that has ended meanwhile does not stay.
 func (s *Service) meetAll(all []*instance, masters map[int]int) {
 	for _, inst := range all {
-		if err := s.meet(inst, masters); err != nil {
+		err := s.meet(inst, masters)
+		select {
+		case <-inst.exited:
+			err = errors.Join(err, s.partLate(inst))
+		default:
+		}
+		if err != nil {
 			s.log.Warn("unikernel was not met on its bridge", "unikernel", inst.record.Name.String(), "err", err)
 		}
 	}
 	if err := s.bridges.unicasts.remake(); err != nil {
 		s.log.Warn("bridges were not kept quiet", "err", err)
 	}
+}
+
+// partLate is part for an instance that was met after its end. What is true of the one that runs in its place by now stays.
+func (s *Service) partLate(inst *instance) error {
+	e, unlock := s.lock(inst.record.Name)
+	defer unlock()
+	if !e.live() || e.inst == inst {
+		return s.part(inst)
+	}
+	late, _ := acquaintanceOf(inst.record.Name, inst.record.Args)
+	now, _ := acquaintanceOf(e.inst.record.Name, e.inst.record.Args)
+	if !late.is(now) {
+		return s.part(inst)
+	}
+	return s.bridges.unicasts.drop(inst.links...)
 }

@@ -177,6 +177,11 @@ type acquaintance struct {
 	mac    net.HardwareAddr
 }
 
+// is says whether two are the same.
+func (a acquaintance) is(b acquaintance) bool {
+	return a.bridge == b.bridge && a.addr == b.addr && slices.Equal(a.mac, b.mac)
+}
+
 // acquaintanceOf gives that of a unikernel. One whose address or device its arguments leave open has none.
 func acquaintanceOf(name albatross.Name, args albatross.Args) (a acquaintance, ok bool) {
 	addr, ok := ownAddress(args.Arguments)
