@@ -69,7 +69,9 @@ func awaitBridge(t *testing.T, name, address string) netlink.Link {
 		if err == nil && link.Type() == "bridge" {
 			addrs, err := netlink.AddrList(link, netlink.FAMILY_V4)
 			if err == nil && len(addrs) == 1 && addrs[0].IPNet.String() == address {
-				return link
+				if link, err = netlink.LinkByName(name); err == nil { // as it is now that it has its address
+					return link
+				}
 			}
 		}
 		select {
