@@ -106,13 +106,7 @@ func (c *cgroups) list() (own []*group, others []string, err error) {
 
 // make makes the directories of a group, and of its parent, which anybody may remove while it is empty. It takes none that somebody else made.
 func (g *group) make() error {
-	for _, h := range g.c.hierarchies {
-		dir := filepath.Join(h.dir, g.name)
-		if _, err := os.Lstat(dir); err == nil && !isMarked(dir) {
-			return fmt.Errorf("make control group %s: somebody else has made it: remove it", g.path())
-		}
-	}
-	for _, h := range g.c.hierarchies {
+	for i, h := range g.c.hierarchies {
 		dir := filepath.Join(h.dir, g.name)
 		err := os.Mkdir(dir, groupMode)
 		if errors.Is(err, fs.ErrNotExist) {
@@ -120,9 +114,15 @@ func (g *group) make() error {
 				err = os.Mkdir(dir, groupMode)
 			}
 		}
-		if err != nil && !errors.Is(err, fs.ErrExist) {
-			return errors.Join(fmt.Errorf("make control group %s: %w", g.path(), cause(err)), g.remove(context.Background()))
+		if err == nil || errors.Is(err, fs.ErrExist) && isMarked(dir) {
+			continue
 		}
+		err = fmt.Errorf("make control group %s: %w", g.path(), cause(err))
+		if errors.Is(err, fs.ErrExist) {
+			err = fmt.Errorf("make control group %s: somebody else has made it: remove it", g.path())
+		}
+		before := &group{c: &cgroups{unified: g.c.unified, parent: g.c.parent, hierarchies: g.c.hierarchies[:i]}, name: g.name}
+		return errors.Join(err, before.remove(context.Background()))
 	}
 	return nil
 }

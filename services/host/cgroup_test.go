@@ -144,8 +144,21 @@ func TestACreateTakesNoControlGroupOfAnother(t *testing.T) {
 	if want := "make control group " + cfg.Cgroup + "/:x: somebody else has made it: remove it"; err == nil || !strings.Contains(err.Error(), want) {
 		t.Errorf("create: %v, want %s", err, want)
 	}
+	for _, parent := range controlGroupParents(cfg) {
+		if other := filepath.Join(parent, ":x"); other != group && isThere(other) {
+			t.Errorf("a control group is left: %s", other)
+		}
+	}
 	leave(t, stranger, group)
 	d.create(t, n, unikernel(hosttest.Guest(t, 0), 0, "wait"))
+	if info, err := os.Lstat(group); err != nil || info.Mode()&fs.ModeSticky == 0 {
+		t.Errorf("the group that host made has no mark: %v, %v", info, err)
+	}
+}
+
+func isThere(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
 }
 
 // unifiedRoot is where control groups v2 are mounted, or empty.
