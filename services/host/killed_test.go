@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"fulmar/albatross"
@@ -134,6 +135,41 @@ func TestADueRestartSurvivesTheDaemon(t *testing.T) {
 	reply := ask(t, cfg, albatross.VMMDSocket, albatross.Wire{Header: albatross.Header{Name: n}, Payload: albatross.UnikernelDestroy{}})
 	if _, ok := reply.Payload.(albatross.Text); !ok {
 		t.Errorf("destroy: %+v", reply)
+	}
+	checkNothingLeft(t, cfg)
+}
+
+// TestACreateThatFailsLeavesWhatIsDueSinceTheDaemonBegan has the bridge missing when host begins, so that what ended while it did not run is not started yet.
+func TestACreateThatFailsLeavesWhatIsDueSinceTheDaemonBegan(t *testing.T) {
+	cfg := config(t)
+	path := program(t)
+	br := anew(t, false)
+	n := name(t, ":due")
+	h := startChild(t, path, cfg)
+	ucfg := unikernel(hosttest.Guest(t, 1), 1, "wait")
+	ucfg.Fail.Restart = true
+	h.create(t, n, ucfg)
+	h.await(t, n, is("up"))
+	h.end(t, syscall.SIGKILL)
+	endProcess(t, stored(t, cfg, n).PID)
+	if err := netlink.LinkDel(br); err != nil {
+		t.Fatal(err)
+	}
+	h = startChild(t, path, cfg)
+	blocked := filepath.Join(cfg.RunDir, "fifo", n.String()) // where the console of whatever is started has to be
+	if err := os.MkdirAll(filepath.Join(blocked, "x"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.ForceCreate(t.Context(), n, unikernel(hosttest.Guest(t, 0), 0, "wait")); err == nil {
+		t.Fatal("it was created")
+	}
+	if err := os.RemoveAll(blocked); err != nil {
+		t.Fatal(err)
+	}
+	anew(t, false)
+	h.await(t, n, is("up"))
+	if err := h.Destroy(t.Context(), n); err != nil {
+		t.Error(err)
 	}
 	checkNothingLeft(t, cfg)
 }
