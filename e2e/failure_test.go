@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"google.golang.org/protobuf/testing/protocmp"
 
 	"fulmar/e2e/lab"
@@ -147,10 +148,7 @@ func publishedStacksComeBackAfterABoot(t *testing.T, w *world) {
 		})
 	}
 	w.runs("web.web.1", "other.other.2")
-	after := w.snapshot()
-	if diff := cmp.Diff([]any{before.Rules, before.Held, before.Heads}, []any{after.Rules, after.Held, after.Heads}); diff != "" {
-		t.Errorf("what is held (-before the boot +after):\n%s", diff)
-	}
+	w.compare(before, cmpopts.IgnoreFields(snapshot{}, "Host", "Resting")) // some hooks come after the port answers
 	if diff := cmp.Diff(fmt.Sprint(instances), fmt.Sprint(w.live("web").GetInstances())); diff != "" {
 		t.Errorf("instances (-before the boot +after):\n%s", diff)
 	}
