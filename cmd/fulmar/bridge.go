@@ -27,12 +27,13 @@ import (
 // and sets it up. A bridge whose address is not pinned takes over the lowest one of its ports, so it would change when
 // another unikernel's tap leaves, and guests that cached it would answer nothing.
 func ensureBridge(n *fulmarv1.Network) error {
-	_, err := mendBridge(n)
+	_, err := mendBridge(n, make(map[int]bool))
 	return err
 }
 
-// mendBridge is [ensureBridge], and says what was missing.
-func mendBridge(n *fulmarv1.Network) (missing []string, err error) {
+// mendBridge is [ensureBridge], and says what was missing. It pins the addresses of bridges whose index is not in pinned yet:
+// where nobody can tell that one was pinned before, to do so again makes the kernel forget all who are on it.
+func mendBridge(n *fulmarv1.Network, pinned map[int]bool) (missing []string, err error) {
 	name := n.GetBridge()
 	wrap := func(what string, err error) error { return fmt.Errorf("%s bridge %s: %w", what, name, err) }
 	link, err := netlink.LinkByName(name)
@@ -51,8 +52,11 @@ func mendBridge(n *fulmarv1.Network) (missing []string, err error) {
 	if link.Type() != "bridge" {
 		return missing, fmt.Errorf("interface %s of network %s is no bridge but of type %s", name, n.GetName(), link.Type())
 	}
-	if err := bridge.Pin(&netlink.Handle{}, link); err != nil {
-		return missing, err
+	if index := link.Attrs().Index; !pinned[index] {
+		if err := bridge.Pin(&netlink.Handle{}, link); err != nil {
+			return missing, err
+		}
+		pinned[index] = true
 	}
 	if link.Attrs().Flags&net.FlagUp == 0 {
 		if err := netlink.LinkSetUp(link); err != nil { // before its address: who hears of that finds the bridge complete
@@ -98,11 +102,13 @@ type keeper struct {
 	host string
 	log  *slog.Logger
 	told map[string]string // by network, why its bridge is no good
+
+	pinned map[int]bool // bridges, by their index
 }
 
 // keepBridges keeps them until ctx ends. What was no good at start has been told.
 func (c *upCmd) keepBridges(ctx context.Context, server *bus.Server, log *slog.Logger) error {
-	k := &keeper{host: c.Host, log: log, told: make(map[string]string)}
+	k := &keeper{host: c.Host, log: log, told: make(map[string]string), pinned: make(map[int]bool)}
 	nc, err := server.Connect("up")
 	if err != nil {
 		return err
@@ -122,7 +128,7 @@ func (c *upCmd) keepBridges(ctx context.Context, server *bus.Server, log *slog.L
 		return err
 	}
 	for name, n := range k.own(all) {
-		if err := ensureBridge(n); err != nil {
+		if _, err := mendBridge(n, k.pinned); err != nil {
 			k.told[name] = err.Error()
 		}
 	}
@@ -190,7 +196,7 @@ func (k *keeper) keep(ctx context.Context, view *bus.View[*fulmarv1.Network], he
 
 // mend mends the bridge of a network, and tells once why it cannot.
 func (k *keeper) mend(name string, n *fulmarv1.Network) {
-	missing, err := mendBridge(n)
+	missing, err := mendBridge(n, k.pinned)
 	if slices.Contains(missing, "bridge") { // it has lost the settings that nat gave it, and nat looks at them once a minute
 		err = errors.Join(err, tune(n))
 	}

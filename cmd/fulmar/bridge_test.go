@@ -140,7 +140,7 @@ func TestAnEndOfWhatTheKernelTellsIsNoError(t *testing.T) {
 		t.Fatal(err)
 	}
 	told := make(lines, 1)
-	k := &keeper{host: "h1", log: slog.New(slog.NewTextHandler(told, nil)), told: make(map[string]string)}
+	k := &keeper{host: "h1", log: slog.New(slog.NewTextHandler(told, nil)), told: make(map[string]string), pinned: make(map[int]bool)}
 	addresses.Close()
 	k.listen(t.Context(), addresses, make(chan struct{}, 1))
 	close(told)
