@@ -148,3 +148,32 @@ func TestAnEndOfWhatTheKernelTellsIsNoError(t *testing.T) {
 		t.Errorf("it says %q, not %s", line, want)
 	}
 }
+
+// TestALookAtABridgeMakesTheKernelForgetNobody looks twice: at the first time the address is pinned, as sysfs is not that of this network namespace.
+func TestALookAtABridgeMakesTheKernelForgetNobody(t *testing.T) {
+	nstest.NeedRoot(t)
+	t.Cleanup(func() { remove(t, "looked0") })
+	n := &fulmarv1.Network{Name: "looked", Host: "h1", Bridge: "looked0", Prefix: "10.97.0.0/24", Gateway: "10.97.0.1"}
+	pinned := make(map[int]bool)
+	if _, err := mendBridge(n, pinned); err != nil {
+		t.Fatal(err)
+	}
+	link, err := netlink.LinkByName("looked0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	neighbor := &netlink.Neigh{
+		LinkIndex: link.Attrs().Index, Family: unix.AF_INET, State: netlink.NUD_STALE,
+		IP: net.IPv4(10, 97, 0, 2), HardwareAddr: net.HardwareAddr{2, 0, 0, 0, 0, 1},
+	}
+	if err := netlink.NeighAdd(neighbor); err != nil {
+		t.Fatal(err)
+	}
+	if missing, err := mendBridge(n, pinned); err != nil || len(missing) > 0 {
+		t.Fatalf("missing %q, %v", missing, err)
+	}
+	known, err := netlink.NeighList(link.Attrs().Index, unix.AF_INET)
+	if err != nil || len(known) != 1 || !known[0].IP.Equal(neighbor.IP) {
+		t.Errorf("the kernel knows %v, %v", known, err)
+	}
+}
