@@ -14,7 +14,7 @@ GOFUMPT := mvdan.cc/gofumpt@v0.12.0
 
 # What the tests need of the system, as command:package, and what the demonstration does.
 DEMO_NEEDS := gcc:gcc iptables-restore:iptables
-NEEDS := gcc:gcc make:make ip:iproute2 iptables-restore:iptables conntrack:conntrack nft:nftables ping:iputils-ping tc:iproute2 systemd-analyze:systemd docker-compose:docker-compose dockerd:docker.io git:git ssh:openssh-client
+NEEDS := gcc:gcc make:make ip:iproute2 iptables-restore:iptables conntrack:conntrack nft:nftables ping:iputils-ping tc:iproute2 systemd-analyze:systemd docker-compose:docker-compose dockerd:docker.io git:git ssh:openssh-client zsh:zsh fish:fish
 
 .PHONY: help
 help: ## list the targets
